@@ -76,10 +76,10 @@ def seconds_a_step(loop: Any, count: int) -> float:
     import numpy as np
 
     loop.begin_epoch(0)
-    began = time.perf_counter()
+    start = time.perf_counter()
     # A rate of 0 leaves the weights unchanged, so none drifts to values that are slower to compute.
     loop.train(0, np.zeros(count, np.float32))
-    return (time.perf_counter() - began) / count
+    return (time.perf_counter() - start) / count
 
 
 def by_turns(
@@ -104,9 +104,10 @@ def by_turns(
 
 def shown(values: Iterable[float], digits: int = 2) -> str:
     """Format the median of values and their range, as ``2.0 (1.5–2.5)``."""
-    ordered = sorted(values)
+    sorted_values = sorted(values)
     middle, low, high = (
-        f"{value:,.{digits}f}" for value in (statistics.median(ordered), ordered[0], ordered[-1])
+        f"{value:,.{digits}f}"
+        for value in (statistics.median(sorted_values), sorted_values[0], sorted_values[-1])
     )
     return f"{middle} ({low}–{high})"
 

@@ -61,9 +61,9 @@ def main() -> None:
         norms, args.rounds, args.seconds = norms[:2], 1, 0.2
     split = random_split(IMAGES)
     data = SimpleNamespace(train=split, validation=split, test=split)
-    none = loop_with("none", args, data)
-    seconds_a_step(none, 2)
-    count = max(2, round(args.seconds / seconds_a_step(none, 2)))
+    baseline = loop_with("none", args, data)
+    seconds_a_step(baseline, 2)
+    count = max(2, round(args.seconds / seconds_a_step(baseline, 2)))
     count = min(count, IMAGES // args.batch)
     print(
         f"{machine()}, {args.arch}, batch {args.batch}, {args.precision}, "
@@ -77,7 +77,7 @@ def main() -> None:
         except Exception as error:
             print(f"| {norm} | {str(error).splitlines()[0][:100]} | | |", flush=True)
             continue
-        seconds, _, ratios = by_turns(loop, none, count, args.rounds)
+        seconds, _, ratios = by_turns(loop, baseline, count, args.rounds)
         step = statistics.median(seconds)
         print(
             f"| {norm} | {args.batch / step:.0f} | {1000 * step:.1f} | {shown(ratios)} |",

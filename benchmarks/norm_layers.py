@@ -50,10 +50,10 @@ def tensorflow_block(make: Callable[[], Any] | None, shape: Any, batch: int, tra
 
     @tf.function(autograph=False)
     def repeat(times: Any) -> Any:
-        def body(index: Any, carried: Any) -> Any:
+        def body(index: Any, carry: Any) -> Any:
             # The carried value, almost 0, makes each iteration depend on the last, so that no
             # iteration is optimized away.
-            x = images + carried
+            x = images + carry
             if not train:
                 outputs = model(x, training=True)
                 return index + 1, tf.cast(outputs[0, 0, 0, 0], tf.float32) * 1e-30
@@ -136,16 +136,16 @@ def medians(blocks: dict[str, Repeat], rounds: int, seconds: float) -> dict[str,
     times: dict[str, int] = {}
     for name, repeat in blocks.items():
         repeat(2)
-        began = time.perf_counter()
+        start = time.perf_counter()
         repeat(3)
-        times[name] = max(3, int(seconds * 3 / (time.perf_counter() - began)))
-    taken: dict[str, list[float]] = {name: [] for name in blocks}
+        times[name] = max(3, int(seconds * 3 / (time.perf_counter() - start)))
+    milliseconds: dict[str, list[float]] = {name: [] for name in blocks}
     for _ in range(rounds):
         for name, repeat in blocks.items():
-            began = time.perf_counter()
+            start = time.perf_counter()
             repeat(times[name])
-            taken[name].append((time.perf_counter() - began) / times[name] * 1e3)
-    return {name: statistics.median(values) for name, values in taken.items()}
+            milliseconds[name].append((time.perf_counter() - start) / times[name] * 1e3)
+    return {name: statistics.median(values) for name, values in milliseconds.items()}
 
 
 def main() -> None:
@@ -190,17 +190,17 @@ def main() -> None:
                         blocks[f"keras {norm}"] = tensorflow_block(layer, shape, args.batch, train)
                     if has_torch and (layer := torch_layer(norm, shape[2])):
                         blocks[f"torch {norm}"] = torch_block(layer, shape, args.batch, train, half)
-                took = medians(blocks, rounds, seconds)
+                times = medians(blocks, rounds, seconds)
                 for norm in args.norms:
                     cells = [
-                        _cell(took, "ours", norm, "none"),
-                        _cell(took, "keras", norm, "none"),
-                        _cell(took, "torch", norm, "torch none"),
+                        _cell(times, "ours", norm, "none"),
+                        _cell(times, "keras", norm, "none"),
+                        _cell(times, "torch", norm, "torch none"),
                     ]
                     ratio = "–"
-                    if f"keras {norm}" in took:
-                        added = took[f"keras {norm}"] - took["none"]
-                        ratio = f"{(took[f'ours {norm}'] - took['none']) / added:.2f}"
+                    if f"keras {norm}" in times:
+                        keras_cost = times[f"keras {norm}"] - times["none"]
+                        ratio = f"{(times[f'ours {norm}'] - times['none']) / keras_cost:.2f}"
                     print(
                         f"| {title} | {precision} | {'forward+backward' if train else 'forward'} "
                         f"| {norm} | {' | '.join(cells)} | {ratio} |",
@@ -208,11 +208,11 @@ def main() -> None:
                     )
 
 
-def _cell(took: dict[str, float], whose: str, norm: str, base: str) -> str:
-    key = f"{whose} {norm}"
-    if key not in took:
+def _cell(times: dict[str, float], library: str, norm: str, base: str) -> str:
+    key = f"{library} {norm}"
+    if key not in times:
         return "–"
-    return f"{took[key] - took[base]:.2f} (×{took[key] / took[base]:.2f})"
+    return f"{times[key] - times[base]:.2f} (×{times[key] / times[base]:.2f})"
 
 
 if __name__ == "__main__":

@@ -66,16 +66,16 @@ def prepared(norm: str, batch: int, args: argparse.Namespace) -> tuple[Any, Any,
 def seconds_a_step(loop: Any, count: int) -> float:
     import numpy as np
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     loop.begin_epoch(0)
     loop.train(0, np.full(count, 0.01, np.float32))
-    return (time.perf_counter() - began) / count
+    return (time.perf_counter() - start) / count
 
 
 def seconds_of(work: Any) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def measure(norm: str, batch: int, args: argparse.Namespace) -> None:
@@ -84,8 +84,8 @@ def measure(norm: str, batch: int, args: argparse.Namespace) -> None:
     count = max(2, round(args.seconds / seconds_a_step(loop, 2)))
     seconds_of(lambda: loop.evaluate("validation"))
     first = {p.name: seconds_of(lambda p=p: p.measure(loop, data)) for p in probes}
-    taken: dict[str, list[float]] = {probe.name: [] for probe in probes}
-    slower: dict[str, list[float]] = {probe.name: [] for probe in probes}
+    probe_seconds: dict[str, list[float]] = {probe.name: [] for probe in probes}
+    slowdowns: dict[str, list[float]] = {probe.name: [] for probe in probes}
     steps = args.train // batch
     for _ in range(args.rounds):
         evaluation = seconds_of(lambda: loop.evaluate("validation"))
@@ -94,19 +94,19 @@ def measure(norm: str, batch: int, args: argparse.Namespace) -> None:
             seconds = seconds_of(lambda probe=probe: probe.measure(loop, data))
             after = seconds_a_step(loop, count)
             epoch = steps * (before + after) / 2 + evaluation
-            taken[probe.name].append(seconds)
-            slower[probe.name].append(100 * seconds / (probe.every * epoch))
+            probe_seconds[probe.name].append(seconds)
+            slowdowns[probe.name].append(100 * seconds / (probe.every * epoch))
             before = after
     for probe in probes:
         name = probe.name
         print(
-            f"| {norm} | {batch} | {name} | {probe.every} | {shown(taken[name], 2)} | "
-            f"{max(first[name] - statistics.median(taken[name]), 0.0):.1f} | "
-            f"{shown(slower[name], 2)} |",
+            f"| {norm} | {batch} | {name} | {probe.every} | {shown(probe_seconds[name], 2)} | "
+            f"{max(first[name] - statistics.median(probe_seconds[name]), 0.0):.1f} | "
+            f"{shown(slowdowns[name], 2)} |",
             flush=True,
         )
-    together = [sum(percents) for percents in zip(*slower.values(), strict=True)]
-    print(f"| {norm} | {batch} | all together | | | | {shown(together, 2)} |", flush=True)
+    totals = [sum(percents) for percents in zip(*slowdowns.values(), strict=True)]
+    print(f"| {norm} | {batch} | all together | | | | {shown(totals, 2)} |", flush=True)
 
 
 def main() -> None:

@@ -35,12 +35,12 @@ def stores(folder: Path, runs: int) -> dict[str, list[str]]:
     spec = importlib.util.spec_from_file_location("made_up_runs", file)
     assert spec is not None
     assert spec.loader is not None
-    made_up: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made_up)
+    fixtures: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fixtures)
     small, large, out = folder / "small", folder / "large", str(folder / "out")
-    made_up.write_grid(small, NORMS[:3], (16, 64, 256), 3, 5)
+    fixtures.write_grid(small, NORMS[:3], (16, 64, 256), 3, 5)
     seeds = max(1, round(runs / (len(NORMS) * len(BATCHES))))
-    made_up.write_grid(large, NORMS, BATCHES, seeds, 20)
+    fixtures.write_grid(large, NORMS, BATCHES, seeds, 20)
     count = seeds * len(NORMS) * len(BATCHES)
     return {
         "report, 27 runs": ["report", str(small), "--out", out],
@@ -54,7 +54,7 @@ def seconds(tree: Path, arguments: list[str], folder: Path) -> tuple[float, floa
     """Return the wall and CPU seconds of a command run from a tree."""
     environment = {**os.environ, "PYTHONPATH": str(tree)}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    began = time.perf_counter()
+    start = time.perf_counter()
     process = subprocess.run(
         [sys.executable, "-m", "normbench", *arguments],
         cwd=folder,
@@ -62,7 +62,7 @@ def seconds(tree: Path, arguments: list[str], folder: Path) -> tuple[float, floa
         capture_output=True,
         text=True,
     )
-    wall = time.perf_counter() - began
+    wall = time.perf_counter() - start
     if process.returncode:
         raise SystemExit(f"{tree}: {process.stderr}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -87,14 +87,19 @@ def main() -> None:
                 continue
             for tree in trees:
                 seconds(tree, arguments, folder)  # warm up: compile modules, fill the page cache
-            taken: list[list[tuple[float, float]]] = [[], []]
+            timings: list[list[tuple[float, float]]] = [[], []]
             for turn in range(args.rounds):
                 for index in (turn % 2, 1 - turn % 2):
-                    taken[index].append(seconds(trees[index], arguments, folder))
+                    timings[index].append(seconds(trees[index], arguments, folder))
             for position, kind in enumerate(("wall", "CPU")):
-                other, this = ([pair[position] for pair in pairs] for pairs in taken)
-                ratios = [after / before for before, after in zip(other, this, strict=True)]
-                print(f"| {task} | {kind} | {shown(other)} | {shown(this)} | {shown(ratios)} |")
+                other_times, tree_times = ([pair[position] for pair in pairs] for pairs in timings)
+                ratios = [
+                    after / before for before, after in zip(other_times, tree_times, strict=True)
+                ]
+                print(
+                    f"| {task} | {kind} | {shown(other_times)} | {shown(tree_times)} "
+                    f"| {shown(ratios)} |"
+                )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def serve(args: argparse.Namespace) -> None:
     os.dup2(2, 1)  # keep output of libraries out of the answers
     now = time.time()
 
-    def took() -> float:
+    def lap() -> float:
         nonlocal now
         before, now = now, time.time()
         return now - before
@@ -43,35 +43,35 @@ def serve(args: argparse.Namespace) -> None:
     from normbench.engine.reuse import WarmState
 
     warm = WarmState()
-    took()
+    lap()
     first = _overrides(args)
     for overrides in (first, [*first, "seed=1"], [*first, f"batch={2 * args.batch}"]):
         if overrides is not first:
             stages.append({})
-        _prepare(overrides, warm, stages[-1], took)
+        _prepare(overrides, warm, stages[-1], lap)
     print(json.dumps(stages), file=answers)
 
 
-def _prepare(overrides: list[str], warm: Any, stage: dict[str, float], took: Any) -> None:
+def _prepare(overrides: list[str], warm: Any, stage: dict[str, float], lap: Any) -> None:
     from normbench.config import compose
 
     config = compose(overrides)
-    stage["config"] = took()
+    stage["config"] = lap()
 
     from normbench.engine import backend
     from normbench.engine.setup import load_dataset, prepare
 
     dataset = warm.dataset(config, load_dataset)
-    stage["data"] = took()
+    stage["data"] = lap()
     backend.start(config.backend, config.precision)
-    stage["backend"] = took()
+    stage["backend"] = lap()
     warm.drop_other_loop(config, 1)
-    prepared = prepare(config, dataset, warm, 1)
-    stage["build"] = took()
-    prepared.loop.compile()
-    stage["compile"] = took()
-    prepared.loop.train(0, prepared.rates[:1])
-    stage["first step"] = took()
+    setup = prepare(config, dataset, warm, 1)
+    stage["build"] = lap()
+    setup.loop.compile()
+    stage["compile"] = lap()
+    setup.loop.train(0, setup.rates[:1])
+    stage["first step"] = lap()
 
 
 def _overrides(args: argparse.Namespace) -> list[str]:
@@ -92,28 +92,28 @@ def main() -> None:
     if args.began is not None:
         serve(args)
         return
-    measured: list[list[dict[str, float]]] = []
+    rounds: list[list[dict[str, float]]] = []
     for _ in range(args.rounds):
         command = [sys.executable, *sys.argv, "--began", repr(time.time())]
         process = subprocess.run(command, capture_output=True, text=True)
         if process.returncode:
             raise SystemExit(process.stderr)
-        measured.append(json.loads(process.stdout))
+        rounds.append(json.loads(process.stdout))
     print(
         f"{machine()}, {args.arch}, {args.norm}, batch {args.batch}, {args.dataset}, "
         f"{args.backend}; seconds, medians of {args.rounds} (range)\n"
     )
     print("| stage | " + " | ".join(RUNS) + " |\n| --- |" + " ---: |" * len(RUNS))
     for stage in STAGES:
-        print(f"| {stage} | " + " | ".join(_cells(measured, stage)) + " |")
-    print("| **all** | " + " | ".join(_cells(measured, None)) + " |")
+        print(f"| {stage} | " + " | ".join(_cells(rounds, stage)) + " |")
+    print("| **all** | " + " | ".join(_cells(rounds, None)) + " |")
 
 
-def _cells(measured: list[list[dict[str, float]]], stage: str | None) -> list[str]:
+def _cells(rounds: list[list[dict[str, float]]], stage: str | None) -> list[str]:
     """Return the seconds of a stage, or of all stages if None, in each of the runs."""
     cells = []
     for run in range(len(RUNS)):
-        stages = [runs[run] for runs in measured]
+        stages = [runs[run] for runs in rounds]
         seconds = [sum(s.values()) if stage is None else s.get(stage, 0.0) for s in stages]
         cells.append(shown(seconds))
     return cells

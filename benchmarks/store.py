@@ -45,14 +45,14 @@ def call(arguments: Sequence[str]) -> Call:
     Raises:
         RuntimeError: The command failed.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "normbench", *arguments], stdout=output, stderr=output
         )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         if process.returncode:
             output.seek(0)
             last = output.read().decode(errors="replace").strip().splitlines()[-1:]
@@ -67,7 +67,8 @@ def median_call(arguments: Sequence[str]) -> Call:
         return first
     calls = [first, *(call(arguments) for _ in range(2))]
     return Call(
-        statistics.median(one.seconds for one in calls), max(one.mebibytes for one in calls)
+        statistics.median(measurement.seconds for measurement in calls),
+        max(measurement.mebibytes for measurement in calls),
     )
 
 
@@ -107,11 +108,11 @@ def fill(root: Path, seeds: int, epochs: int) -> None:
         rows = list(curve(config.batch, epochs, rng))
         (run.path / "metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         last = rows[-1]
-        copied = ("train_loss", "train_acc", "val_loss", "val_acc", "images_seen", "images_per_s")
+        keys = ("train_loss", "train_acc", "val_loss", "val_acc", "images_seen", "images_per_s")
         run.write_summary(
             {
                 "status": "finished",
-                **{key: last[key] for key in copied},
+                **{key: last[key] for key in keys},
                 "test_loss": last["val_loss"],
                 "test_acc": last["val_acc"],
                 "best_val_epoch": epochs,
@@ -136,18 +137,18 @@ def curve(batch: int, epochs: int, rng: np.random.Generator) -> Iterator[dict[st
     steps = 1237 // batch
     noise = rng.normal(0, 0.005, (epochs, 2))
     for epoch in range(1, epochs + 1):
-        left = float(np.exp(-5 * epoch / epochs))
+        decay = float(np.exp(-5 * epoch / epochs))
         yield {
             "epoch": epoch,
             "step": epoch * steps,
             "images_seen": epoch * steps * batch,
-            "train_loss": 2.3 * left + abs(float(noise[epoch - 1, 0])),
-            "train_acc": min(1.0, 0.99 - 0.89 * left + float(noise[epoch - 1, 0])),
-            "val_loss": 2.3 * left + 0.1,
-            "val_acc": min(1.0, 0.97 - 0.87 * left + float(noise[epoch - 1, 1])),
-            "lr": 0.1 * left,
-            "grad_norm": 1.0 + left,
-            "grad_norm_max": 2.0 + left,
+            "train_loss": 2.3 * decay + abs(float(noise[epoch - 1, 0])),
+            "train_acc": min(1.0, 0.99 - 0.89 * decay + float(noise[epoch - 1, 0])),
+            "val_loss": 2.3 * decay + 0.1,
+            "val_acc": min(1.0, 0.97 - 0.87 * decay + float(noise[epoch - 1, 1])),
+            "lr": 0.1 * decay,
+            "grad_norm": 1.0 + decay,
+            "grad_norm_max": 2.0 + decay,
             "images_per_s": 1000.0,
             "train_seconds": 0.5,
             "eval_seconds": 0.1,
@@ -177,14 +178,16 @@ def main() -> None:
     print("| runs | " + " | ".join(f"`{name}`" for name in COMMANDS) + " |")
     print("| ---: |" + " ---: |" * len(COMMANDS), flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        for wanted in args.runs:
-            seeds = max(1, round(wanted / CELLS))
+        for count in args.runs:
+            seeds = max(1, round(count / CELLS))
             root = (args.keep or Path(scratch)) / f"runs{seeds * CELLS}"
             if not root.is_dir():
                 root.mkdir(parents=True)
                 fill(root, seeds, args.epochs)
             calls = measure(root, seeds, args.epochs)
-            cells = [f"{one.seconds:.2f}, {one.mebibytes:.0f}" for one in calls]
+            cells = [
+                f"{measurement.seconds:.2f}, {measurement.mebibytes:.0f}" for measurement in calls
+            ]
             print(f"| {seeds * CELLS:,} | {' | '.join(cells)} |", flush=True)
 
 

@@ -44,25 +44,27 @@ def measure(arch: str, args: argparse.Namespace, folder: str) -> None:
     config = compose(
         [f"arch={arch}", f"norm={args.norm}", f"batch={args.batch}", f"backend={args.backend}"]
     )
-    small = random_split(CLASSES, 1)
+    small_split = random_split(CLASSES, 1)
     train = random_split(args.train)
     loops = {}
     for images, split, size in (
         ("in memory", train, 0),
         ("streamed", mapped(train, folder), CHUNK_BYTES),
     ):
-        data = SimpleNamespace(train=split, validation=small, test=small)
+        data = SimpleNamespace(train=split, validation=small_split, test=small_split)
         loops[images] = compiled_loop(config, data, chunk_bytes=size)
         seconds_a_step(loops[images], 2)
     count = args.train // args.batch
-    streamed, resident = loops["streamed"], loops["in memory"]
-    streamed_times, resident_times, ratios = by_turns(streamed, resident, count, args.rounds)
+    streamed_loop, resident_loop = loops["streamed"], loops["in memory"]
+    streamed_times, resident_times, ratios = by_turns(
+        streamed_loop, resident_loop, count, args.rounds
+    )
     rates = [
         shown((args.batch / seconds for seconds in times), 0)
         for times in (resident_times, streamed_times)
     ]
     print(f"| {arch} | {' | '.join(rates)} | {shown(ratios, 3)} |", flush=True)
-    streamed.close()
+    streamed_loop.close()
 
 
 def main() -> None:

@@ -121,8 +121,8 @@ def airbench(norm: str, classes: int, width: float = 1.0) -> nn.Module:
     whitening.weight.requires_grad_(False)
     parts: list[nn.Module] = [whitening, nn.GELU()]
     channels = 24
-    for full in (64, 256, 256):
-        filters = max(8, int(full * width / 8 + 0.5) * 8)
+    for full_width in (64, 256, 256):
+        filters = max(8, int(full_width * width / 8 + 0.5) * 8)
         parts += [
             layers.conv(channels, filters, 3),
             nn.MaxPool2d(2),
@@ -221,9 +221,9 @@ class Trainer:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         model = model.to(self.device, memory_format=self.layout)  # type: ignore[call-overload]
         kernels = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in model.parameters() if p.requires_grad and p.ndim == 1]
+        vectors = [p for p in model.parameters() if p.requires_grad and p.ndim == 1]
         self.optimizer = torch.optim.SGD(
-            [{"params": kernels, "weight_decay": 5e-4}, {"params": others}],
+            [{"params": kernels, "weight_decay": 5e-4}, {"params": vectors}],
             lr=0.01,
             momentum=0.9,
             nesterov=True,
@@ -251,7 +251,7 @@ class Trainer:
 
     def steps(self, count: int) -> float:
         """Train ``count`` steps, and return the seconds until the device has finished them."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in range(count):
             if self.place + self.batch > len(self.targets):
                 self._augment()
@@ -264,21 +264,21 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     def _augment(self) -> None:
         """Crop and flip the images of the next steps; the engine does this one step at a time."""
         if len(self.order) < self.chunk:
             self.order = torch.randperm(len(self.labels), device=self.device)
-        chosen, self.order = self.order[: self.chunk], self.order[self.chunk :]
+        indices, self.order = self.order[: self.chunk], self.order[self.chunk :]
         size = self.padded.shape[1] - 2 * PADDING
-        count, line = len(chosen), torch.arange(size, device=self.device)
+        count, line = len(indices), torch.arange(size, device=self.device)
         shifts = torch.randint(0, 2 * PADDING + 1, (2, count, 1), device=self.device)
         mirrored = torch.rand((count, 1), device=self.device) < 0.5
         rows = line + shifts[0]
         columns = torch.where(mirrored, line.flip(0), line) + shifts[1]
-        pixels = self.padded[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
-        scaled = ((pixels.float() - 127.5) / 63.75).to(self.dtype).permute(0, 3, 1, 2)
-        self.images = scaled.contiguous(memory_format=self.layout)
-        self.targets = self.labels[chosen]
+        pixels = self.padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+        images = ((pixels.float() - 127.5) / 63.75).to(self.dtype).permute(0, 3, 1, 2)
+        self.images = images.contiguous(memory_format=self.layout)
+        self.targets = self.labels[indices]
         self.place = 0

@@ -139,18 +139,18 @@ def torch_eager(arch: str, norm: str, batch: int, precision: str, compiled: bool
     )
     forward = torch.compile(model) if compiled else model
     split = random_split(IMAGES)
-    scaled = torch.tensor(
+    images = torch.tensor(
         ((split.images / 255 - 0.5) / 0.25).astype(np.float32).transpose(0, 3, 1, 2)
     )
-    scaled = scaled.to(memory_format=torch.channels_last)
+    images = images.to(memory_format=torch.channels_last)
     targets = torch.tensor(split.labels.astype(np.int64))
-    half = torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed_bfloat16")
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed_bfloat16")
 
     def epoch(count: int) -> None:
         while count > 0:
-            chosen = torch.randint(0, IMAGES, (batch,))
-            with half:
-                loss = F.cross_entropy(forward(scaled[chosen]), targets[chosen])
+            indices = torch.randint(0, IMAGES, (batch,))
+            with autocast:
+                loss = F.cross_entropy(forward(images[indices]), targets[indices])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -185,27 +185,27 @@ def serve(name: str, arch: str, norm: str, batch: int, precision: str) -> None:
     if images > batch:  # more than one step per second
         images = rate(epoch, 4 * batch)
     print("ready", file=answers)
-    is_new, ended = True, time.perf_counter()
+    is_new, end = True, time.perf_counter()
     for line in sys.stdin:
         if line == REST:
             give_memory_back()
             print("rests", file=answers)
             continue
         steps = max(1, round(images * float(line) / batch))
-        if time.perf_counter() - ended > IDLE:
+        if time.perf_counter() - end > IDLE:
             epoch(batch)  # warm the caches and the allocator
             is_new = False
         # A single step has already been measured at the start.
         answer = images if is_new and steps == 1 else rate(epoch, steps * batch)
-        is_new, ended = False, time.perf_counter()
+        is_new, end = False, time.perf_counter()
         print(answer, file=answers)
 
 
 def rate(epoch: Epoch, count: int) -> float:
     """Train on ``count`` images; return images/s."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     epoch(count)
-    return count / (time.perf_counter() - began)
+    return count / (time.perf_counter() - start)
 
 
 def give_memory_back() -> None:
@@ -280,17 +280,17 @@ def measured(
 ) -> dict[str, list[float]]:
     """Measure the contenders of a cell alternately; return the images/s of each by round."""
     rates: dict[str, list[float]] = {name: [] for name in names}
-    running: dict[str, Contender] = {}
+    contenders: dict[str, Contender] = {}
     for _ in range(rounds):
         for name in names:
-            contender = running.pop(name, None) or Contender(name, *cell)
+            contender = contenders.pop(name, None) or Contender(name, *cell)
             rates[name].append(contender.rate(seconds))
             if alone:
                 contender.close()
             else:
                 contender.rest()
-                running[name] = contender
-    for contender in running.values():
+                contenders[name] = contender
+    for contender in contenders.values():
         contender.close()
     return rates
 
@@ -335,9 +335,9 @@ def row(rates: dict[str, list[float]]) -> list[str]:
     cells = [shown(rates["keras"], 0), shown(rates["engine"], 0)]
     cells.append(f"{median['engine'] / median['keras']:.2f}")
     if "torch" in rates:
-        faster = max(median["torch"], median["torch.compile"])
+        best_torch = max(median["torch"], median["torch.compile"])
         cells += [shown(rates["torch"], 0), shown(rates["torch.compile"], 0)]
-        cells.append(f"{median['engine'] / faster:.2f}")
+        cells.append(f"{median['engine'] / best_torch:.2f}")
     return cells
 
 

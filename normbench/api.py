@@ -125,8 +125,10 @@ class FinishedSweep:
     def failed(self) -> pd.DataFrame:
         """The cells that failed, now or in an earlier sweep, or cannot be trained."""
         cells = self.cells
-        before = cells["result"].eq("") & cells["state"].isin(["failed", "unreadable", "invalid"])
-        return cells[cells["result"].eq("failed") | before]
+        failed_before = cells["result"].eq("") & cells["state"].isin(
+            ["failed", "unreadable", "invalid"]
+        )
+        return cells[cells["result"].eq("failed") | failed_before]
 
     @cached_property
     def _frames(self) -> Frames:
@@ -158,8 +160,8 @@ class FinishedSweep:
 
     def __repr__(self) -> str:
         counts = self.cells["result"].replace("", "not started").value_counts()
-        ended = ", ".join(f"{count} {result}" for result, count in counts.items())
-        return f"<sweep of {len(self.cells)} runs in {self.store}: {ended}>"
+        outcomes = ", ".join(f"{count} {result}" for result, count in counts.items())
+        return f"<sweep of {len(self.cells)} runs in {self.store}: {outcomes}>"
 
     def __str__(self) -> str:
         from normbench.report.report import text
@@ -172,11 +174,11 @@ class FinishedSweep:
 
         from normbench.cli.notebook import as_html
 
-        failed = [
+        lines = [
             Text(f"{row['result'] or row['state']}: {row['run']}  {row['error']}", "red")
             for _, row in self.failed.iterrows()
         ]
-        return as_html(Group(self._table, *failed))
+        return as_html(Group(self._table, *lines))
 
 
 @dataclass(frozen=True)
@@ -218,8 +220,8 @@ class Report:
     def _written(self, kind: str, suffix: str) -> dict[str, Path]:
         from normbench.report.report import MANIFEST
 
-        listed = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
-        paths = [Path(name) for name in listed]
+        names = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+        paths = [Path(name) for name in names]
         return {
             path.relative_to(kind).with_suffix("").as_posix(): self.folder / path
             for path in paths
@@ -230,10 +232,10 @@ class Report:
         return f"<report {self.page}>"
 
     def _repr_markdown_(self) -> str:
-        def embedded(found: re.Match[str]) -> str:
-            path = figures.get(found[1])
+        def embedded(match: re.Match[str]) -> str:
+            path = figures.get(match[1])
             if path is None or path.suffix not in kinds:
-                return found[0]
+                return match[0]
             data = base64.b64encode(path.read_bytes()).decode()
             return f"](data:{kinds[path.suffix]};base64,{data})"
 
@@ -459,8 +461,8 @@ def report(
         out=out,
         **options,
     )
-    printed = progress and not _in_notebook()
-    return Report(write_report(arguments, print if printed else lambda line: None))
+    is_printed = progress and not _in_notebook()
+    return Report(write_report(arguments, print if is_printed else lambda line: None))
 
 
 def load(

@@ -114,8 +114,8 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def conf_dir() -> Path:
     """Return the ``conf/`` folder of the installed package, or of the checkout."""
-    packaged = Path(__file__).parent / "conf"
-    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "conf"
+    folder = Path(__file__).parent / "conf"
+    return folder if folder.is_dir() else Path(__file__).parent.parent / "conf"
 
 
 def group_options(config_dir: str | Path | None = None) -> dict[str, list[str]]:
@@ -143,7 +143,7 @@ def group_file(group: str, name: str, config_dir: str | Path | None = None) -> P
     """
     files = group_files(config_dir)
     if (group, name) not in files:
-        raise unknown(group, name, [other for within, other in files if within == group])
+        raise unknown(group, name, [other for file_group, other in files if file_group == group])
     return files[group, name]
 
 
@@ -181,15 +181,17 @@ def read_composed(group: str, name: str, within: Mapping[str, str]) -> dict[str,
     pairs = [entry if isinstance(entry, Mapping) else {"": entry} for entry in entries]
     if not all(len(pair) == 1 and isinstance(next(iter(pair.values())), str) for pair in pairs):
         return None
-    listed = [(str(key), str(value)) for pair in pairs for key, value in pair.items()]
-    if not _is_plain(keys) or (keys and ("", "_self_") not in listed):
+    defaults = [(str(key), str(value)) for pair in pairs for key, value in pair.items()]
+    if not _is_plain(keys) or (keys and ("", "_self_") not in defaults):
         return None
-    overriding = {
-        key.removeprefix("override "): value for key, value in listed if key.startswith("override ")
+    overrides = {
+        key.removeprefix("override "): value
+        for key, value in defaults
+        if key.startswith("override ")
     }
-    within = overriding | dict(within)
-    found: dict[str, Any] = {}
-    for key, value in listed:
+    within = overrides | dict(within)
+    tree: dict[str, Any] = {}
+    for key, value in defaults:
         if key.startswith("override "):
             continue
         part: dict[str, Any] | None
@@ -201,8 +203,8 @@ def read_composed(group: str, name: str, within: Mapping[str, str]) -> dict[str,
             part = read_composed(f"{group}/{key}", within.get(key, value), {})
         if part is None:
             return None
-        _merge(found, {key: part} if key else part)
-    return found if set(within) <= set(found) else None
+        _merge(tree, {key: part} if key else part)
+    return tree if set(within) <= set(tree) else None
 
 
 def _is_plain(value: Any) -> bool:
@@ -220,9 +222,9 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float)
 
 
-def _merge(tree: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Copy the keys of ``more`` into a tree; a mapping that is in both is merged."""
-    for key, value in more.items():
+def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Copy the keys of ``other`` into a tree; a mapping that is in both is merged."""
+    for key, value in other.items():
         if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
             _merge(tree[key], value)
         else:
@@ -261,8 +263,8 @@ def targets_in(group: str, config_dir: str | Path | None = None) -> set[str]:
     Raises:
         UserError: A file of the group is not a YAML mapping; and as :func:`group_options`.
     """
-    found = (read_keys(file).get("_target_") for file in _files_of(group, config_dir))
-    return {path for path in found if isinstance(path, str)}
+    paths = (read_keys(file).get("_target_") for file in _files_of(group, config_dir))
+    return {path for path in paths if isinstance(path, str)}
 
 
 def own_files(
@@ -281,30 +283,30 @@ def own_files(
     Raises:
         UserError: As :func:`group_options`, or a file of the group is not a YAML mapping.
     """
-    shipped = _files_under(conf_dir())
-    own = {key: file for key, file in group_files(config_dir).items() if key not in shipped}
+    shipped_files = _files_under(conf_dir())
+    files = {key: file for key, file in group_files(config_dir).items() if key not in shipped_files}
     path, name = spec.get("_target_"), spec.get("name")
-    if not is_own(path) and (group, name) in shipped:
+    if not is_own(path) and (group, name) in shipped_files:
         return {}
-    trees = {key: read_keys(file) for key, file in own.items() if key[0] == group}
-    same = [key for key, tree in trees.items() if tree.get("_target_") == path]
-    waiting = [key for key in same if trees[key].get("name", key[1]) == name]
-    if not waiting and is_own(path):  # the name was set on the command line
-        waiting = same
-    found: dict[tuple[str, str], Path] = {}
-    while waiting:
-        key = waiting.pop()
-        if key in own and key not in found:
-            found[key] = own[key]
-            waiting += _defaults_of(key[0], read_keys(own[key]))
-    return found
+    trees = {key: read_keys(file) for key, file in files.items() if key[0] == group}
+    matches = [key for key, tree in trees.items() if tree.get("_target_") == path]
+    queue = [key for key in matches if trees[key].get("name", key[1]) == name]
+    if not queue and is_own(path):  # the name was set on the command line
+        queue = matches
+    result: dict[tuple[str, str], Path] = {}
+    while queue:
+        key = queue.pop()
+        if key in files and key not in result:
+            result[key] = files[key]
+            queue += _defaults_of(key[0], read_keys(files[key]))
+    return result
 
 
 def _defaults_of(group: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield group and name of each entry in the ``defaults`` of a file of a group."""
     for entry in tree.get("defaults") or []:
         if isinstance(entry, Mapping):
-            yield from ((f"{group}/{within}", str(name)) for within, name in entry.items())
+            yield from ((f"{group}/{subgroup}", str(name)) for subgroup, name in entry.items())
         else:
             yield group, str(entry)
 
@@ -315,26 +317,31 @@ def group_files(config_dir: str | Path | None = None) -> dict[tuple[str, str], P
     Raises:
         UserError: As :func:`group_options`.
     """
-    shipped = _files_under(conf_dir())
+    shipped_files = _files_under(conf_dir())
     if config_dir is None:
-        return shipped
+        return shipped_files
     folder = Path(config_dir).resolve()
     if not folder.is_dir():
         raise UserError(f"--config-dir {str(config_dir)!r} is not a folder")
-    own = _files_under(folder)
-    groups = {group for group, _ in shipped if group != "."}
+    user_files = _files_under(folder)
+    groups = {group for group, _ in shipped_files if group != "."}
     for group in sorted(groups):
         for file in sorted((folder / group).glob("*.yml")):
             raise UserError(f"{file} is not read: config files end in .yaml, so rename it")
-    both = [key for key in own if key in shipped and not own[key].samefile(shipped[key])]
-    if both:
-        group, name = key = min(both)
-        called = f"{name}.yaml" if group == "." else f"{group}={name}"
-        more = f" (and {len(both) - 1} more names)" if len(both) > 1 else ""
+    conflicts = [
+        key
+        for key in user_files
+        if key in shipped_files and not user_files[key].samefile(shipped_files[key])
+    ]
+    if conflicts:
+        group, name = key = min(conflicts)
+        title = f"{name}.yaml" if group == "." else f"{group}={name}"
+        suffix = f" (and {len(conflicts) - 1} more names)" if len(conflicts) > 1 else ""
         raise UserError(
-            f"{called} is in both {own[key]} and {shipped[key]}{more}: give your file another name"
+            f"{title} is in both {user_files[key]} and {shipped_files[key]}{suffix}: give your "
+            "file another name"
         )
-    return {**shipped, **own}
+    return {**shipped_files, **user_files}
 
 
 def _files_under(root: Path) -> dict[tuple[str, str], Path]:
@@ -344,7 +351,9 @@ def _files_under(root: Path) -> dict[tuple[str, str], Path]:
 
 
 def _files_of(group: str, config_dir: str | Path | None) -> list[Path]:
-    return [file for (within, _), file in group_files(config_dir).items() if within == group]
+    return [
+        file for (file_group, _), file in group_files(config_dir).items() if file_group == group
+    ]
 
 
 def read_keys(file: Path) -> dict[str, Any]:
@@ -389,7 +398,7 @@ def _subclass_of(path: str) -> _Kind:
     return _Kind(f"a subclass of {path}", accepts)
 
 
-def _function_of(wanted: str, *parameters: str) -> _Kind:
+def _function_of(description: str, *parameters: str) -> _Kind:
     """Return the kind that accepts functions whose first parameters have these names."""
 
     def accepts(candidate: Any) -> bool:
@@ -401,7 +410,7 @@ def _function_of(wanted: str, *parameters: str) -> _Kind:
             return False
         return tuple(names[: len(parameters)]) == parameters
 
-    return _Kind(f"{wanted}({', '.join(parameters)}, …)", accepts)
+    return _Kind(f"{description}({', '.join(parameters)}, …)", accepts)
 
 
 def _is_optimizer(candidate: Any) -> bool:
@@ -489,11 +498,11 @@ def check_name(group: str, spec: Any) -> None:
         UserError: ``name`` is a name in ``conf/``, and ``_target_`` is outside normbench.
     """
     path, name = (spec.get("_target_"), spec.get("name")) if isinstance(spec, Mapping) else ("", "")
-    shipped = conf_dir() / group / f"{name}.yaml"
-    if is_own(path) and shipped.is_file():
+    shipped_file = conf_dir() / group / f"{name}.yaml"
+    if is_own(path) and shipped_file.is_file():
         raise UserError(
             f"{group}: the file that names {path!r} has the name {name!r}, already taken by "
-            f"{shipped}: set another 'name' in it"
+            f"{shipped_file}: set another 'name' in it"
         )
 
 
@@ -509,10 +518,10 @@ def component(group: str, path: str, called: str) -> Any:
         UserError: There is no such object, or it is not of the group's kind.
     """
     kind = _KINDS[group]
-    found = target(path)
-    if not kind.accepts(found):
+    candidate = target(path)
+    if not kind.accepts(candidate):
         raise UserError(f"{called}: _target_ {path!r} must be {kind.wanted}")
-    return found
+    return candidate
 
 
 def configured(
@@ -542,13 +551,13 @@ def configured(
     path = spec.get("_target_")
     if not isinstance(path, str):
         raise UserError(f"{called} lacks the key '_target_', a dotted path")
-    found = component(group, path, called)
+    factory = component(group, path, called)
     options = options_of(spec, *keys, *structure)
-    check_options(called, found, {**dict.fromkeys(passed), **options}, keys)
+    check_options(called, factory, {**dict.fromkeys(passed), **options}, keys)
     for key in keys:
         if key not in spec:
             raise UserError(f"{called} lacks the option {key!r}")
-    return found, options
+    return factory, options
 
 
 def make_source(spec: Mapping[str, Any]) -> Any:
@@ -592,15 +601,15 @@ def identify(spec: Mapping[str, Any]) -> dict[str, Any]:
     if not is_by_content(spec):
         return dict(spec)
     source, options = _configured_dataset(spec)
-    found = source.identify(**options)
-    if (conf_dir() / "dataset" / f"{found['title']}.yaml").is_file():
+    keys = source.identify(**options)
+    if (conf_dir() / "dataset" / f"{keys['title']}.yaml").is_file():
         if spec.get("title"):
             raise UserError(
-                f"dataset.title={found['title']} is the name of a data set that ships with "
+                f"dataset.title={keys['title']} is the name of a data set that ships with "
                 "normbench: choose another title"
             )
-        found["title"] = f"{spec['name']} {found['title']}"  # the title came from the file's name
-    return {**spec, **found}
+        keys["title"] = f"{spec['name']} {keys['title']}"  # the title came from the file's name
+    return {**spec, **keys}
 
 
 def options_of(group: Mapping[str, Any], *not_options: str) -> dict[str, Any]:
@@ -639,11 +648,11 @@ def check_options(
     Raises:
         UserError: An unknown or a missing option.
     """
-    known = parameters_of(factory)
+    parameters = parameters_of(factory)
     for name in options:
-        if name not in known:
-            raise unknown(f"option of {kind}", str(name), [*known, *other_keys])
-    for name, parameter in known.items():
+        if name not in parameters:
+            raise unknown(f"option of {kind}", str(name), [*parameters, *other_keys])
+    for name, parameter in parameters.items():
         if parameter.default is inspect.Parameter.empty and name not in options:
             raise UserError(f"{kind} lacks the option {name!r}")
 
@@ -676,18 +685,18 @@ def check_recorded(
             no config of normbench has.
     """
     _check_size(tree, where)
-    checked = _moved(tree)
-    groups = dict(recorded_components(checked, where))
+    checked_tree = _moved(tree)
+    groups = dict(recorded_components(checked_tree, where))
     # normbench writes no _target_ anywhere else.
-    for path, found in _targets(checked):
+    for path, class_path in _targets(checked_tree):
         if path not in groups:
-            raise UserError(f"{where} names {found!r} at {path}, where no component belongs")
+            raise UserError(f"{where} names {class_path!r} at {path}, where no component belongs")
     for path, (group, spec) in groups.items():
-        found = spec.get("_target_")
-        known = isinstance(found, str) and found in targets_in(group, config_dir)
-        if found is not None and not known:
+        class_path = spec.get("_target_")
+        is_known = isinstance(class_path, str) and class_path in targets_in(group, config_dir)
+        if class_path is not None and not is_known:
             raise UserError(
-                f"{where} names {found!r} at {path}, which no file of {group} has in "
+                f"{where} names {class_path!r} at {path}, which no file of {group} has in "
                 f"{_folders(config_dir)}: it is not imported"
                 f"{'' if config_dir else ' (--config-dir adds a folder of your own)'}"
             )
@@ -695,7 +704,7 @@ def check_recorded(
             structure = path == "norm" and key in _STRUCTURE
             if not structure and _holds_mapping(value):
                 _check_mapping(group, key, value, config_dir, f"{where} sets {path}.{key}")
-    return checked
+    return checked_tree
 
 
 _STRUCTURE = ("weight", "bfn", "places")
@@ -764,17 +773,17 @@ def _moved(value: Any) -> Any:
 
 def _check_size(tree: Mapping[str, Any], where: str) -> None:
     """Refuse cyclic or enormous values, which YAML aliases can produce from a small file."""
-    left = _MOST_VALUES
-    waiting: list[tuple[Any, int]] = [(tree, 0)]
-    while waiting:
-        value, depth = waiting.pop()
-        left -= 1
-        if left < 0 or depth > _MOST_DEPTH:
+    values_left = _MOST_VALUES
+    stack: list[tuple[Any, int]] = [(tree, 0)]
+    while stack:
+        value, depth = stack.pop()
+        values_left -= 1
+        if values_left < 0 or depth > _MOST_DEPTH:
             raise UserError(f"{where} has too many values in config.yaml, or nests them too deeply")
         if isinstance(value, Mapping):
-            waiting += [(item, depth + 1) for item in value.values()]
+            stack += [(item, depth + 1) for item in value.values()]
         elif isinstance(value, list):
-            waiting += [(item, depth + 1) for item in value]
+            stack += [(item, depth + 1) for item in value]
 
 
 def _holds_mapping(value: Any) -> bool:
@@ -790,9 +799,9 @@ def _check_mapping(
 
     From a mapping that names a module and a class, Keras would build an object of any class.
     """
-    written = json.dumps(value, sort_keys=True, default=str)
+    text = json.dumps(value, sort_keys=True, default=str)
     for file in _files_of(group, config_dir):
-        if json.dumps(read_keys(file).get(key), sort_keys=True, default=str) == written:
+        if json.dumps(read_keys(file).get(key), sort_keys=True, default=str) == text:
             return
     raise UserError(f"{sets} to a group of keys, which no file of {group} does")
 

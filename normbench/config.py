@@ -109,8 +109,8 @@ class Config:
         if isinstance(self.accumulate, int):
             _at_least("accumulate", self.accumulate, 1)
             if self.batch % self.accumulate:
-                small = [n for n in range(1, math.isqrt(self.batch) + 1) if self.batch % n == 0]
-                allowed = sorted({*small, *(self.batch // n for n in small)})
+                divisors = [n for n in range(1, math.isqrt(self.batch) + 1) if self.batch % n == 0]
+                allowed = sorted({*divisors, *(self.batch // n for n in divisors)})
                 raise UserError(
                     f"accumulate={self.accumulate} does not divide batch={self.batch} "
                     f"(allowed: {', '.join(map(str, allowed))}, auto)"
@@ -216,21 +216,21 @@ class Config:
         Raises:
             UserError: A key is unknown, or a required one is missing.
         """
-        known = {item.name for item in fields(cls)}
+        names = {item.name for item in fields(cls)}
         for key in tree:
-            if key not in known:
-                raise unknown("key", str(key), known)
+            if key not in names:
+                raise unknown("key", str(key), names)
         newer = {
             item.name
             for item in fields(cls)
             if item.default is not MISSING or item.default_factory is not MISSING
         }
-        for key in known - set(tree) - newer:
+        for key in names - set(tree) - newer:
             raise UserError(f"the config lacks the key {key!r}")
         hints = typing.get_type_hints(cls)
-        checked = {key: _typed(key, value, hints[key]) for key, value in tree.items()}
-        checked["dataset"] = with_newer_keys(checked["dataset"])
-        return cls(**copy.deepcopy(checked))
+        values = {key: _typed(key, value, hints[key]) for key, value in tree.items()}
+        values["dataset"] = with_newer_keys(values["dataset"])
+        return cls(**copy.deepcopy(values))
 
     @classmethod
     def from_run(
@@ -274,10 +274,10 @@ def branch(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
         The mapping, a new one if the config has none; and the last word of the key.
     """
     *parents, last = key.replace("/", ".").split(".")
-    found: Any = tree
+    node: Any = tree
     for parent in parents:
-        found = found.get(parent) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}, last
+        node = node.get(parent) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}, last
 
 
 _ABOUT = ("signature", "schema")  # keys of config.yaml that are not part of the config
@@ -286,8 +286,8 @@ _SINCE = {"probe": {}, "label": "", "store": ""}  # keys that the configs of old
 
 def init_signature(init: str) -> str:
     """Return the signature of the run that a value of ``init`` names; empty if it names none."""
-    found = re.search(r"(?:^|[-/])([0-9a-f]{8})/?$", init)
-    return found[1] if found else ""
+    match = re.search(r"(?:^|[-/])([0-9a-f]{8})/?$", init)
+    return match[1] if match else ""
 
 
 def _signed_dataset(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,15 +295,15 @@ def _signed_dataset(spec: Mapping[str, Any]) -> dict[str, Any]:
 
     A hash of the content, where there is one, replaces the path and the options for reading it.
     """
-    signed = {
+    options = {
         key: value
         for key, value in spec.items()
         if key not in NEWER_DATASET_KEYS or value != NEWER_DATASET_KEYS[key]
     }
     if not is_by_content(spec):
-        return signed
-    known = ("name", "content", *DATASET_KEYS, *NEWER_DATASET_KEYS)
-    return {key: value for key, value in signed.items() if key in known}
+        return options
+    key_names = ("name", "content", *DATASET_KEYS, *NEWER_DATASET_KEYS)
+    return {key: value for key, value in options.items() if key in key_names}
 
 
 def _is_foreign(target: str) -> bool:
@@ -323,9 +323,9 @@ def _signed(tree: Any, foreign: bool = False, *, own_numbers: bool = True) -> An
     """
     if isinstance(tree, Mapping):
         target = str(tree.get("_target_", ""))
-        inside = _is_foreign(target) if target else foreign
+        is_foreign = _is_foreign(target) if target else foreign
         return {
-            key: _signed(value, inside, own_numbers=own_numbers)
+            key: _signed(value, is_foreign, own_numbers=own_numbers)
             for key, value in tree.items()
             if not (key == "_target_" and str(value).startswith("normbench."))
         }
@@ -373,7 +373,7 @@ def compose_parsed(
         UserError: As in :func:`compose`.
     """
     groups = group_options(config_dir) if groups is None else groups
-    chosen: list[str] = []
+    choices: list[str] = []
     values: list[tuple[str, Any, str]] = []
     for override in overrides:
         key = override.key_or_group
@@ -384,35 +384,35 @@ def compose_parsed(
                 raise UserError(f"{override.input_line!r}: a group cannot be removed, only chosen")
             _refuse_several(key, override.value(), as_text(override))
             _check_option(key, override.value(), groups[key])
-            chosen.append(override.input_line)
+            choices.append(override.input_line)
         elif override.is_delete():
             raise UserError(f"{override.input_line!r}: a key cannot be removed, only set")
         elif key in _TEXTS:
             values.append((key, as_text(override), ""))
         else:
             values.append((key, override.value(), as_text(override)))
-    if "store" not in {key for key, _, _ in values} and (named := os.environ.get(STORE_VARIABLE)):
-        values.append(("store", named, named))
+    if "store" not in {key for key, _, _ in values} and (store := os.environ.get(STORE_VARIABLE)):
+        values.append(("store", store, store))
     directory = None if config_dir is None else str(Path(config_dir).resolve())
-    plain, known = _plain_groups(tuple(chosen), directory)
+    plain, defaults = _plain_groups(tuple(choices), directory)
     if plain is not None and not any(refers(value) for _, value, _ in values):
         tree = copy.deepcopy(plain)
         for key, value, text in values:
-            _put(tree, key, _checked(key, _plain(value), text, known, groups))
+            _put(tree, key, _checked(key, _plain(value), text, defaults, groups))
         return _stored(Config.from_dict(_identified(tree, contents)))
-    composed, norm_file = _compose_groups(tuple(chosen), directory)
-    composed = copy.deepcopy(composed)
-    placing = [item for item in values if names_placement(item[0], composed.norm)]
+    config, norm_file = _compose_groups(tuple(choices), directory)
+    config = copy.deepcopy(config)
+    placing = [item for item in values if names_placement(item[0], config.norm)]
     for item in placing:
         _refuse_several(*item)
-    _place(composed, norm_file, [item[:2] for item in placing], groups["norm"], directory)
+    _place(config, norm_file, [item[:2] for item in placing], groups["norm"], directory)
     texts = {key: value for key, value, _ in values if key in _TEXTS and not refers(value)}
     for item in values:
         key, value, text = item
         if item not in placing and key not in texts:
-            _set(composed, key, _plain(value), text, groups)
-    typed = _with_number_types(_resolved(composed)) | texts
-    return _stored(Config.from_dict(_identified(typed, contents)))
+            _set(config, key, _plain(value), text, groups)
+    typed_tree = _with_number_types(_resolved(config)) | texts
+    return _stored(Config.from_dict(_identified(typed_tree, contents)))
 
 
 def _identified(tree: dict[str, Any], contents: dict[str, dict[str, Any]] | None) -> dict[str, Any]:
@@ -440,7 +440,7 @@ def _stored(config: Config) -> Config:
 
 
 @lru_cache(maxsize=4096)
-def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[Any, str]:
+def _compose_groups(choices: tuple[str, ...], config_dir: str | None) -> tuple[Any, str]:
     """Compose one choice of groups, once for all cells of a sweep that share it.
 
     Returns:
@@ -448,31 +448,31 @@ def _compose_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[An
     """
     from omegaconf import OmegaConf
 
-    tree, norm_file = _chosen_groups(chosen, config_dir)
+    tree, norm_file = _chosen_groups(choices, config_dir)
     return OmegaConf.create(tree), norm_file
 
 
 @lru_cache(maxsize=4096)
-def _chosen_groups(chosen: tuple[str, ...], config_dir: str | None) -> tuple[dict[str, Any], str]:
+def _chosen_groups(choices: tuple[str, ...], config_dir: str | None) -> tuple[dict[str, Any], str]:
     """Compose one choice of groups as plain dicts, from their files if possible, else with Hydra.
 
     Both give the same result, but Hydra takes 0.1 s, and a sweep may have a hundred choices.
     """
-    read = _read_choices(chosen) if chosen and config_dir is None else None
-    return _compose_with_hydra(chosen, config_dir) if read is None else read
+    result = _read_choices(choices) if choices and config_dir is None else None
+    return _compose_with_hydra(choices, config_dir) if result is None else result
 
 
-def _read_choices(chosen: Sequence[str]) -> tuple[dict[str, Any], str] | None:
+def _read_choices(choices: Sequence[str]) -> tuple[dict[str, Any], str] | None:
     """Put the files of a choice into the default config; return None if Hydra must do it."""
-    names = dict(text.split("=", 1) for text in chosen if text.count("=") == 1)
-    if len(names) != len(chosen) or any(group in names for group in ("probe", "logger")):
+    names = dict(text.split("=", 1) for text in choices if text.count("=") == 1)
+    if len(names) != len(choices) or any(group in names for group in ("probe", "logger")):
         return None  # several files of these groups may be chosen, each under its own key
     default, norm_file = _chosen_groups((), None)
     tree = copy.deepcopy(default)
     for group in dict.fromkeys(group.partition("/")[0] for group in names):
         prefix = f"{group}/"
-        within = {k.removeprefix(prefix): v for k, v in names.items() if k.startswith(prefix)}
-        keys = read_composed(group, names[group], within) if group in names else None
+        subgroups = {k.removeprefix(prefix): v for k, v in names.items() if k.startswith(prefix)}
+        keys = read_composed(group, names[group], subgroups) if group in names else None
         if keys is None:
             return None
         tree[group] = _with_newer_keys(group, keys)
@@ -487,7 +487,7 @@ def _with_newer_keys(group: str, keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compose_with_hydra(
-    chosen: Sequence[str], config_dir: str | None
+    choices: Sequence[str], config_dir: str | None
 ) -> tuple[dict[str, Any], str]:
     """Compose one choice of groups with Hydra.
 
@@ -498,20 +498,20 @@ def _compose_with_hydra(
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
 
-    overrides = list(chosen)
+    overrides = list(choices)
     if config_dir is not None:
         overrides.append(search_path(config_dir))
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            composed = hydra_compose("config", overrides, return_hydra_config=True)
+            config = hydra_compose("config", overrides, return_hydra_config=True)
     except HydraException as error:
         raise UserError(" ".join(str(error).split())) from None
     from omegaconf import OmegaConf
 
-    OmegaConf.set_struct(composed, False)
-    norm_file = composed.hydra.runtime.choices["norm"]
-    del composed["hydra"]
-    tree = typing.cast("dict[str, Any]", OmegaConf.to_container(composed))
+    OmegaConf.set_struct(config, False)
+    norm_file = config.hydra.runtime.choices["norm"]
+    del config["hydra"]
+    tree = typing.cast("dict[str, Any]", OmegaConf.to_container(config))
     if isinstance(tree["dataset"], dict):
         _with_newer_keys("dataset", tree["dataset"])
     if config_dir is not None:
@@ -522,7 +522,7 @@ def _compose_with_hydra(
 
 @lru_cache(maxsize=4096)
 def _plain_groups(
-    chosen: tuple[str, ...], config_dir: str | None
+    choices: tuple[str, ...], config_dir: str | None
 ) -> tuple[dict[str, Any] | None, dict[str, Any]]:
     """Return a choice of groups as plain dicts, and its leaves by dotted key.
 
@@ -530,10 +530,10 @@ def _plain_groups(
     None if one value may depend on another: with interpolations, and with a normalization that
     places others.
     """
-    tree, _ = _chosen_groups(chosen, config_dir)
-    known = dict(leaves(tree))
+    tree, _ = _chosen_groups(choices, config_dir)
+    defaults = dict(leaves(tree))
     depends = {"bfn", "places"} & set(tree["norm"]) or "${" in json.dumps(tree)
-    return (None if depends else tree), known
+    return (None if depends else tree), defaults
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -557,19 +557,19 @@ def _set(tree: Any, key: str, value: Any, text: str, groups: Mapping[str, Sequen
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    known = dict(leaves(typing.cast("dict[str, Any]", OmegaConf.to_container(tree))))
-    checked = _checked(key, value, text, known, groups)
+    defaults = dict(leaves(typing.cast("dict[str, Any]", OmegaConf.to_container(tree))))
+    checked_value = _checked(key, value, text, defaults, groups)
     try:
-        OmegaConf.update(tree, key, checked)
+        OmegaConf.update(tree, key, checked_value)
     except OmegaConfBaseException as error:
-        raise UserError(f"{key}={checked}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{key}={checked_value}: {str(error).splitlines()[0]}") from None
 
 
 def _checked(
     key: str,
     value: Any,
     text: str,
-    known: Mapping[str, Any],
+    defaults: Mapping[str, Any],
     groups: Mapping[str, Sequence[str]],
 ) -> Any:
     """Return a value converted to the type of ``key``.
@@ -578,20 +578,20 @@ def _checked(
         key: A dotted key of the config.
         value: The value as Hydra reads it.
         text: The value as it was typed, for a key whose values are strings.
-        known: Every key with its default.
+        defaults: Every key with its default.
         groups: Every group with its names.
 
     Raises:
         UserError: There is no such key, the choice of a group decides it, or the value has another
             type.
     """
-    if key not in known:
-        raise _unknown_key(key, value, list(known), groups)
+    if key not in defaults:
+        raise _unknown_key(key, value, list(defaults), groups)
     if key.endswith(("_target_", ".name")):
-        chosen = key.rpartition(".")[0]
-        chosen = chosen.replace(".", "/") if chosen.replace(".", "/") in groups else chosen
-        raise UserError(f"{key!r} is decided by the choice of {chosen}; choose {chosen}=NAME")
-    default = known[key]
+        group = key.rpartition(".")[0]
+        group = group.replace(".", "/") if group.replace(".", "/") in groups else group
+        raise UserError(f"{key!r} is decided by the choice of {group}; choose {group}=NAME")
+    default = defaults[key]
     if (
         isinstance(default, str)
         and not default.startswith("${")
@@ -600,7 +600,7 @@ def _checked(
     ):
         value = text
     _refuse_several(key, value, text)
-    return _like(key, value, default, _target_of(key, known))
+    return _like(key, value, default, _target_of(key, defaults))
 
 
 def _refuse_several(key: str, value: Any, text: str) -> None:
@@ -614,36 +614,36 @@ def _refuse_several(key: str, value: Any, text: str) -> None:
         )
 
 
-def _target_of(key: str, known: Mapping[str, Any]) -> str:
+def _target_of(key: str, defaults: Mapping[str, Any]) -> str:
     """Return the ``_target_`` of the innermost group around a key; empty if there is none."""
     while key := key.rpartition(".")[0]:
-        if path := known.get(f"{key}._target_"):
+        if path := defaults.get(f"{key}._target_"):
             return str(path)
     return ""
 
 
 def _unknown_key(
-    key: str, value: Any, known: Sequence[str], groups: Mapping[str, Sequence[str]]
+    key: str, value: Any, keys: Sequence[str], groups: Mapping[str, Sequence[str]]
 ) -> UserError:
     """Build the error for a key that does not exist, with the nearest key and the allowed ones."""
     as_group = key.replace(".", "/")
     if as_group in groups:
         return UserError(f"{key!r} is a group: choose {as_group}={value}")
-    settable = [k for k in known if k.rpartition(".")[2] not in ("name", "_target_")]
-    inside = [k for k in settable if k.startswith(key + ".")]
-    if inside:
-        return UserError(f"{key!r} is a group of keys: set one of {', '.join(inside)}")
+    option_keys = [k for k in keys if k.rpartition(".")[2] not in ("name", "_target_")]
+    inner_keys = [k for k in option_keys if k.startswith(key + ".")]
+    if inner_keys:
+        return UserError(f"{key!r} is a group of keys: set one of {', '.join(inner_keys)}")
     parent, _, last = key.rpartition(".")
-    siblings = [k for k in settable if k.rpartition(".")[0] == parent]
+    siblings = [k for k in option_keys if k.rpartition(".")[0] == parent]
     if not parent:
         siblings += [group for group in groups if "/" not in group]
-    elsewhere = [k for k in settable if k.rpartition(".")[2] == last]
-    near = nearest(last, [k.rpartition(".")[2] for k in siblings])
-    nearby = [k for k in siblings if k.rpartition(".")[2] == near]
-    close = next(iter([*elsewhere, *nearby]), None)
+    same_names = [k for k in option_keys if k.rpartition(".")[2] == last]
+    nearest_name = nearest(last, [k.rpartition(".")[2] for k in siblings])
+    nearest_keys = [k for k in siblings if k.rpartition(".")[2] == nearest_name]
+    close = next(iter([*same_names, *nearest_keys]), None)
     hint = f": did you mean {close!r}?" if close else ""
     # A group such as probe is a key too, so a name may occur twice.
-    allowed = ", ".join(sorted(set(siblings or settable)))
+    allowed = ", ".join(sorted(set(siblings or option_keys)))
     return UserError(f"unknown key {key!r}{hint} (allowed: {allowed})")
 
 
@@ -698,26 +698,26 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
         if type(value) in {type(None)}.intersection(typing.get_args(hint)):
             return None
         hints = [option for option in typing.get_args(hint) if option is not type(None)]
-        named = [option for option in hints if typing.get_origin(option) is Literal]
-        words = typing.get_args(named[0]) if named else ()
-        if named and (isinstance(value, str) or bool in hints):
+        literals = [option for option in hints if typing.get_origin(option) is Literal]
+        words = typing.get_args(literals[0]) if literals else ()
+        if literals and (isinstance(value, str) or bool in hints):
             if not (value in words if isinstance(value, str) else isinstance(value, bool)):
                 other = "true, false" if bool in hints else "a whole number"
-                listed = ", ".join(map(repr, words))
-                raise UserError(f"{key} must be {other} or {listed}, got {value!r}")
+                choices = ", ".join(map(repr, words))
+                raise UserError(f"{key} must be {other} or {choices}, got {value!r}")
             return value
-        (hint,) = [option for option in hints if option not in named]
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if hint is float and (whole or isinstance(value, float)):
+        (hint,) = [option for option in hints if option not in literals]
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if hint is float and (is_integer or isinstance(value, float)):
         if not math.isfinite(value):
             raise UserError(f"{key} must be a finite number, got {value}")
         return float(value)
-    if (hint is int and whole) or (hint is bool and isinstance(value, bool)):
+    if (hint is int and is_integer) or (hint is bool and isinstance(value, bool)):
         return value
-    if hint is str and (isinstance(value, str) or whole):
+    if hint is str and (isinstance(value, str) or is_integer):
         return str(value)
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
-    raise UserError(f"{key} must be {wanted.get(hint, hint)}, got {value!r}")
+    nouns = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    raise UserError(f"{key} must be {nouns.get(hint, hint)}, got {value!r}")
 
 
 def _plain(value: Any) -> Any:
@@ -746,14 +746,14 @@ def _resolved(tree: Any) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def _shipped_numbers() -> dict[str, dict[str, Any]]:
     """Return the options in ``conf/`` that are numbers or lists of numbers, by ``_target_``."""
-    found: dict[str, dict[str, Any]] = {}
+    numbers: dict[str, dict[str, Any]] = {}
     for tree in read_groups():
-        known = found.setdefault(str(tree.get("_target_")), {})
+        examples = numbers.setdefault(str(tree.get("_target_")), {})
         for key, value in tree.items():
             example = value[0] if isinstance(value, list) and value else value
             if isinstance(example, int | float) and not isinstance(example, bool):
-                known.setdefault(key, example)
-    return found
+                examples.setdefault(key, example)
+    return numbers
 
 
 def _with_number_types(tree: Any, key: str = "") -> Any:
@@ -766,17 +766,17 @@ def _with_number_types(tree: Any, key: str = "") -> Any:
     """
     if not isinstance(tree, Mapping):
         return tree
-    known = _shipped_numbers().get(str(tree["_target_"]), {}) if "_target_" in tree else {}
-    typed = {}
+    examples = _shipped_numbers().get(str(tree["_target_"]), {}) if "_target_" in tree else {}
+    values = {}
     for name, value in tree.items():
         path = f"{key}.{name}" if key else str(name)
-        if name not in known:
-            typed[name] = _with_number_types(value, path)
+        if name not in examples:
+            values[name] = _with_number_types(value, path)
         elif isinstance(value, list):
-            typed[name] = [_as_number(path, item, type(known[name])) for item in value]
+            values[name] = [_as_number(path, item, type(examples[name])) for item in value]
         else:
-            typed[name] = _as_number(path, value, type(known[name]))
-    return typed
+            values[name] = _as_number(path, value, type(examples[name]))
+    return values
 
 
 def _as_number(key: str, value: Any, kind: type[int] | type[float]) -> Any:
@@ -817,8 +817,8 @@ def _place(
     from omegaconf import OmegaConf
 
     def options_of_norm(name: str) -> dict[str, Any]:
-        composed, _ = _compose_groups((f"norm={name}",), config_dir)
-        return typing.cast("dict[str, Any]", OmegaConf.to_container(composed.norm))
+        config, _ = _compose_groups((f"norm={name}",), config_dir)
+        return typing.cast("dict[str, Any]", OmegaConf.to_container(config.norm))
 
     for key, value in placing:
         OmegaConf.update(tree, key, _plain(value), merge=False)
@@ -857,18 +857,18 @@ def _expand_placement(
     Raises:
         UserError: An unknown place or name, or a normalization that cannot be placed.
     """
-    expanded = dict(norm)
+    result = dict(norm)
     if "bfn" not in norm and "places" not in norm:
-        return expanded
+        return result
     if norm.get("name") != file and norm.get("name") in (None, *names):
         weight = norm.get("weight", {}).get("name", "none")
-        expanded["name"] = file if weight == "none" else file.removesuffix(f"_{weight}")
+        result["name"] = file if weight == "none" else file.removesuffix(f"_{weight}")
 
     def placed(key: str, value: Any) -> dict[str, Any]:
-        name, chosen = value, {}
+        name, settings = value, {}
         if isinstance(value, Mapping) and "norm" in value:
-            chosen = dict(value)
-            name = chosen.pop("norm")
+            settings = dict(value)
+            name = settings.pop("norm")
         if not isinstance(name, str):
             raise UserError(
                 f"{key} must be the name of a norm, or {{norm: NAME, option: value}}, got {value!r}"
@@ -884,24 +884,24 @@ def _expand_placement(
             )
         if "bfn" in spec or "places" in spec:
             raise UserError(f"{key}={name} has places of its own, so it cannot be placed itself")
-        settable = [option for option in spec if option not in ("name", "_target_")]
-        for option, setting in chosen.items():
-            if option not in settable:
-                raise unknown(f"option of {key}={name}", option, settable)
+        options = [option for option in spec if option not in ("name", "_target_")]
+        for option, setting in settings.items():
+            if option not in options:
+                raise unknown(f"option of {key}={name}", option, options)
             spec[option] = like(f"{key}.{option}", setting, spec[option], spec.get("_target_", ""))
         return spec
 
     if "bfn" in norm:
         _check_place("norm.place", norm.get("place"))
-        expanded["bfn"] = placed("norm.bfn", norm["bfn"])
+        result["bfn"] = placed("norm.bfn", norm["bfn"])
     if "places" in norm:
-        expanded["places"] = {}
+        result["places"] = {}
         for place, value in (norm["places"] or {}).items():
             _check_place("norm.places", place)
-            expanded["places"][place] = placed(f"norm.places.{place}", value)
-        if norm.get("place") in expanded["places"]:
+            result["places"][place] = placed(f"norm.places.{place}", value)
+        if norm.get("place") in result["places"]:
             raise UserError(f"norm.place={norm['place']} is also a key of norm.places")
-    return expanded
+    return result
 
 
 def _check_place(key: str, place: Any) -> None:

@@ -43,12 +43,12 @@ class TooLarge(UserError):
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """Return the allowed name most similar to ``name``, or None if none is close."""
     pool = list(allowed)
-    folded = {candidate.lower(): candidate for candidate in pool}
+    candidates = {candidate.lower(): candidate for candidate in pool}
     cutoff = 0.5 if len(name) < 4 else 0.6  # in a two-letter name, one typo already costs half
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=cutoff)
+    close = difflib.get_close_matches(name.lower(), candidates, n=1, cutoff=cutoff)
     if not close and len(name) > 1:
-        close = [text for text in folded if name.lower() in text]
-    return folded[close[0]] if close else None
+        close = [text for text in candidates if name.lower() in text]
+    return candidates[close[0]] if close else None
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str], see: str = "") -> UserError:
@@ -135,11 +135,11 @@ def unwrapped(kind: str, message: str) -> tuple[str, str]:
     if message.startswith(_AUTOGRAPH):
         return _named(kind, _after_frames(message.removeprefix(_AUTOGRAPH), margin=4))
     if _CALL_STACK in message:
-        after = _after_frames(message.rpartition(_CALL_STACK)[2], margin=0)
+        tail = _after_frames(message.rpartition(_CALL_STACK)[2], margin=0)
         is_graph = message.startswith("Graph execution error")
         if is_graph and message.count(_CALL_STACK) == 1:
-            return kind, _plain(after)
-        return _named(kind, after)
+            return kind, _plain(tail)
+        return _named(kind, tail)
     return kind, _plain(message)
 
 
@@ -159,18 +159,18 @@ def _after_frames(text: str, margin: int) -> str:
     """Return the text after the frames of a traceback whose messages are indented by ``margin``."""
     lines = [line[margin:] if not line[:margin].strip() else line for line in text.splitlines()]
     frames = [n for n, line in enumerate(lines) if line.lstrip().startswith('File "')]
-    after = lines[frames[-1] + 1 :] if frames else lines
-    while after and (not after[0].strip() or after[0][0] in " \t<"):  # code, <stack traces …>
-        after.pop(0)
-    return "\n".join(after)
+    tail = lines[frames[-1] + 1 :] if frames else lines
+    while tail and (not tail[0].strip() or tail[0][0] in " \t<"):  # code, <stack traces …>
+        tail.pop(0)
+    return "\n".join(tail)
 
 
 def _named(kind: str, message: str) -> tuple[str, str]:
     """Take the type's name from the start of a traceback's last lines, if it is there."""
-    found = re.match(r"((?:\w+\.)*\w+)(?:: |:?$)", message, re.MULTILINE)
-    if not found:
+    match = re.match(r"((?:\w+\.)*\w+)(?:: |:?$)", message, re.MULTILINE)
+    if not match:
         return kind, _plain(message)
-    return found[1].rpartition(".")[2], _plain(message[found.end() :])
+    return match[1].rpartition(".")[2], _plain(message[match.end() :])
 
 
 def _plain(message: str) -> str:
@@ -185,10 +185,10 @@ def _plain(message: str) -> str:
 
 def chain(error: BaseException) -> Iterator[BaseException]:
     """Yield an exception and its causes."""
-    seen: list[BaseException] = []  # causes may form a cycle
+    errors: list[BaseException] = []  # causes may form a cycle
     current: BaseException | None = error
-    while current is not None and current not in seen:
-        seen.append(current)
+    while current is not None and current not in errors:
+        errors.append(current)
         yield current
         current = current.__cause__ or current.__context__
 

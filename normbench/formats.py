@@ -77,10 +77,10 @@ def clock(seconds: float | None) -> str:
     """Write a remaining time: ``0:09``, ``4:32``, ``1:04:32``, ``2d 03h``."""
     if not is_known(seconds):
         return UNKNOWN
-    whole = max(0, round(seconds))
-    if whole >= 2 * 86400:
-        return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
-    hours, remainder = divmod(whole, 3600)
+    total = max(0, round(seconds))
+    if total >= 2 * 86400:
+        return f"{total // 86400}d {total % 86400 // 3600:02d}h"
+    hours, remainder = divmod(total, 3600)
     minutes, secs = divmod(remainder, 60)
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
 
@@ -91,21 +91,21 @@ def duration(seconds: float | None) -> str:
         return UNKNOWN
     if seconds < 59.95:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    total = round(seconds)
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"
 
 
 def age(seconds: float | None) -> str:
     """Write an age in its largest unit: ``40s``, ``5m``, ``3h``, ``12d``."""
     if not is_known(seconds):
         return UNKNOWN
-    whole = max(0, int(seconds))
+    total = max(0, int(seconds))
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
-        if whole >= size:
-            return f"{whole // size}{unit}"
-    return f"{whole}s"
+        if total >= size:
+            return f"{total // size}{unit}"
+    return f"{total}s"
 
 
 def size(number: int) -> str:

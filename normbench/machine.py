@@ -40,8 +40,8 @@ def is_native(precision: str) -> bool:
     """Return whether the processor has instructions for a precision; True if unknown."""
     if precision not in _HALF:
         return True
-    present = instructions()
-    return not present or bool(_HALF[precision] & present)
+    flags = instructions()
+    return not flags or bool(_HALF[precision] & flags)
 
 
 def processor() -> str:
@@ -89,8 +89,8 @@ def image_memory(needed: int) -> int:
             takes up to a second.
     """
     memory = physical_memory()
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if hidden or not _SMALLEST_GPU < needed <= memory:
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if is_hidden or not _SMALLEST_GPU < needed <= memory:
         return memory
     return min([memory, *(gpu["total"] for gpu in nvidia_smi() if gpu["total"])])
 
@@ -111,13 +111,13 @@ def nvidia_smi() -> list[dict[str, Any]]:
     """Return the GPUs that NVIDIA's driver knows: ``name``, ``total`` and ``free`` bytes."""
     query = ["--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["nvidia-smi", *query], capture_output=True, text=True, timeout=30, check=True
         )
     except (OSError, subprocess.SubprocessError):  # no driver on this machine, or a broken one
         return []
     gpus = []
-    for line in done.stdout.splitlines():
+    for line in process.stdout.splitlines():
         name, *numbers = (field.strip() for field in line.rsplit(",", 2))
         if len(numbers) == 2 and all(number.isdigit() for number in numbers):
             total, free = (int(number) << 20 for number in numbers)
@@ -135,7 +135,7 @@ MARK = "normbench-frameworks:"
 
 def _tensorflow() -> dict[str, Any]:
     tensorflow = import_module("tensorflow")
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "version": tensorflow.__version__,
         "cuda": bool(tensorflow.test.is_built_with_cuda()),
         "gpus": [],
@@ -143,13 +143,13 @@ def _tensorflow() -> dict[str, Any]:
     for device in tensorflow.config.list_physical_devices("GPU"):
         details = tensorflow.config.experimental.get_device_details(device)
         capability = details.get("compute_capability")
-        found["gpus"].append(
+        facts["gpus"].append(
             {
                 "name": details.get("device_name", device.name),
                 "capability": ".".join(map(str, capability)) if capability else None,
             }
         )
-    return found
+    return facts
 
 
 def _keras() -> dict[str, Any]:
@@ -161,14 +161,14 @@ def _keras() -> dict[str, Any]:
 
 def _jax() -> dict[str, Any]:
     jax = import_module("jax")
-    found: dict[str, Any] = {"version": jax.__version__}
+    facts: dict[str, Any] = {"version": jax.__version__}
     if find_spec("tensorflow") is None:  # otherwise _tensorflow() lists the GPUs
-        found["gpus"] = [
+        facts["gpus"] = [
             {"name": device.device_kind, "capability": getattr(device, "compute_capability", None)}
             for device in jax.devices()
             if device.platform == "gpu"
         ]
-    return found
+    return facts
 
 
 def _nvml() -> list[dict[str, Any]]:
@@ -197,9 +197,9 @@ def probe() -> dict[str, Any]:
         "keras": _keras,
         "jax": _jax,
     }
-    found: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for name, inspect in frameworks.items():
-        began = time.perf_counter()
+        start = time.perf_counter()
         value: Any
         try:
             value = inspect()
@@ -207,9 +207,9 @@ def probe() -> dict[str, Any]:
             lines = str(error).strip().splitlines()
             value = {"error": ": ".join([type(error).__name__, *lines[:1]])}
         if isinstance(value, dict):
-            value["seconds"] = round(time.perf_counter() - began, 2)
-        found[name] = value
-    return found
+            value["seconds"] = round(time.perf_counter() - start, 2)
+        facts[name] = value
+    return facts
 
 
 if __name__ == "__main__":

@@ -152,12 +152,12 @@ def layer_costs(model: keras.Model) -> list[LayerCost]:
         ValueError: The size of the images is unknown.
     """
     nodes = list(_from_images_to_logits(model))
-    kept = _kept(nodes)
-    seen: set[int] = set()
+    kept_keys = _kept(nodes)
+    seen_operations: set[int] = set()
     costs = []
     for node in nodes:
-        costs.append(_cost(node, kept, first=id(node.operation) not in seen))
-        seen.add(id(node.operation))
+        costs.append(_cost(node, kept_keys, first=id(node.operation) not in seen_operations))
+        seen_operations.add(id(node.operation))
     return costs
 
 
@@ -187,19 +187,19 @@ def layer_of(output: Any) -> Any:
 
 def _from_images_to_logits(model: keras.Model) -> Iterator[Any]:
     """Yield each use of each layer (a Keras ``Node``) in topological order."""
-    done: set[tuple[int, int]] = set()
-    waiting = [tensor._keras_history for tensor in reversed(model.outputs)]
-    while waiting:
-        history = waiting[-1]
+    visited_keys: set[tuple[int, int]] = set()
+    stack = [tensor._keras_history for tensor in reversed(model.outputs)]
+    while stack:
+        history = stack[-1]
         node = calls_of(history.operation)[history.node_index]
-        before = [tensor._keras_history for tensor in node.input_tensors]
-        missing = [source for source in before if _key(source) not in done]
-        if _key(history) in done:
-            waiting.pop()
+        inputs = [tensor._keras_history for tensor in node.input_tensors]
+        missing = [source for source in inputs if _key(source) not in visited_keys]
+        if _key(history) in visited_keys:
+            stack.pop()
         elif missing:
-            waiting.extend(reversed(missing))
+            stack.extend(reversed(missing))
         else:
-            done.add(_key(waiting.pop()))
+            visited_keys.add(_key(stack.pop()))
             yield node
 
 
@@ -209,22 +209,22 @@ def _key(history: Any) -> tuple[int, int]:
 
 def _kept(nodes: Iterable[Any]) -> set[tuple[int, int]]:
     """Return the keys of the uses whose output the backward pass needs."""
-    kept = set()
+    kept_keys = set()
     for node in nodes:
         kind = type(node.operation).__name__
         if kind in _NEEDS_OUTPUT:
-            kept.update(_key(tensor._keras_history) for tensor in node.outputs)
+            kept_keys.update(_key(tensor._keras_history) for tensor in node.outputs)
         if kind not in _NEEDS_NO_INPUT:
-            kept.update(_key(tensor._keras_history) for tensor in node.input_tensors)
-    return kept
+            kept_keys.update(_key(tensor._keras_history) for tensor in node.input_tensors)
+    return kept_keys
 
 
-def _cost(node: Any, kept: set[tuple[int, int]], first: bool) -> LayerCost:
+def _cost(node: Any, kept_keys: set[tuple[int, int]], first: bool) -> LayerCost:
     layer = node.operation
     output = node.outputs[0]
     shape = _image(layer, output)
     size = sum(math.prod(_image(layer, tensor)) * _bytes(tensor.dtype) for tensor in node.outputs)
-    trained = getattr(layer, "trainable_variables", ()) if first else ()
+    variables = getattr(layer, "trainable_variables", ()) if first else ()
     parametrization = getattr(layer, "parametrization", None)
     return LayerCost(
         name=layer.name,
@@ -232,10 +232,10 @@ def _cost(node: Any, kept: set[tuple[int, int]], first: bool) -> LayerCost:
         about=_about(layer),
         inputs=tuple(tensor._keras_history.operation.name for tensor in node.input_tensors),
         output_shape=shape,
-        parameters=sum(math.prod(variable.shape) for variable in trained),
+        parameters=sum(math.prod(variable.shape) for variable in variables),
         multiply_adds=_multiply_adds(layer, node, shape),
         activation_bytes=size,
-        kept_bytes=size if _key(output._keras_history) in kept else 0,
+        kept_bytes=size if _key(output._keras_history) in kept_keys else 0,
         place=getattr(layer, "place", None),
         parametrization=None if parametrization is None else type(parametrization).__name__,
     )
@@ -327,13 +327,13 @@ def refuse_too_large(config: Config, model: keras.Model, on_cpu: bool) -> None:
     if not on_cpu or config.accumulate == "auto":
         return
     try:
-        kept = sum(layer.kept_bytes for layer in layer_costs(model))
+        image_bytes = sum(layer.kept_bytes for layer in layer_costs(model))
     except ValueError:  # an output of unknown size: nothing can be estimated
         return
-    need += kept * config.micro_batch
+    need += image_bytes * config.micro_batch
     if need > available:
         raise TooLarge(
             f"{network} takes at least {size(need)} in training with batch={config.batch} "
-            f"({size(kept)} per image): this machine has {size(available)} of memory; use a "
+            f"({size(image_bytes)} per image): this machine has {size(available)} of memory; use a "
             "smaller batch, or accumulate=N to split it into N micro-batches"
         )

@@ -29,7 +29,7 @@ def parse(overrides: Sequence[str]) -> list[Any]:
     """
     from hydra.errors import HydraException
 
-    parsed = []
+    results = []
     for text in overrides:
         try:
             override = _parse(text)
@@ -42,8 +42,8 @@ def parse(overrides: Sequence[str]) -> list[Any]:
                 reason = " ".join(str(error).split())
                 raise UserError(f"cannot read {text!r}: write key=value ({reason})") from None
         override.typed = text  # input_line includes the added quotes, for Hydra to parse again
-        parsed.append(override)
-    return parsed
+        results.append(override)
+    return results
 
 
 def quoted(text: str) -> str:
@@ -104,15 +104,15 @@ def spaced_evenly(first: float, last: float, count: int) -> list[float] | list[i
     _refuse_log(first, last)
     if first == last or not 2 <= count <= _MOST:
         raise UserError(f"log(first, last, count) needs two limits and a count of 2 to {_MOST:,}")
-    exact = [first * (last / first) ** (index / (count - 1)) for index in range(count)]
+    numbers = [first * (last / first) ** (index / (count - 1)) for index in range(count)]
     if isinstance(first, int) and isinstance(last, int):
-        whole = [round(value) for value in exact]
-        if len(set(whole)) < count:
+        integers = [round(value) for value in numbers]
+        if len(set(integers)) < count:
             raise UserError(
                 f"there are not {count} whole numbers on a log scale in {first}..{last}"
             )
-        return whole
-    return [first, *map(rounded, exact[1:-1]), last]
+        return integers
+    return [first, *map(rounded, numbers[1:-1]), last]
 
 
 def _refuse_log(first: float, last: float) -> None:
@@ -141,8 +141,8 @@ def _parse(text: str) -> Any:
     def log(first: float, last: float, count: int | None = None) -> ChoiceSweep | IntervalSweep:
         if count is None:
             _refuse_log(first, last)
-            whole = isinstance(first, int) and isinstance(last, int)
-            start, end = (first, last) if whole else (float(first), float(last))
+            is_integer = isinstance(first, int) and isinstance(last, int)
+            start, end = (first, last) if is_integer else (float(first), float(last))
             return IntervalSweep(start=start, end=end, tags={"log"})
         return ChoiceSweep(list=list(spaced_evenly(first, last, count)))
 

@@ -35,8 +35,8 @@ class Instruction(NamedTuple):
 
     def called(self, attribute: str) -> list[str]:
         """Return the computations that an attribute names: ``body=%a`` or ``branches={%a, %b}``."""
-        found = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest)
-        return re.findall(r"%?([\w.\-]+)", found[1]) if found else []
+        match = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%?[\w.\-]+)", self.rest)
+        return re.findall(r"%?([\w.\-]+)", match[1]) if match else []
 
 
 class Cost(NamedTuple):
@@ -67,8 +67,10 @@ class Program:
 
     def loop_step(self) -> Cost:
         """Return the cost of one iteration (body and condition) of the loop with most kernels."""
-        whiles = [i for i in self.computations[self.entry] if i.opcode == "while"]
-        return max((self._turn(each) for each in whiles), default=self.cost_of(self.entry))
+        loops = [i for i in self.computations[self.entry] if i.opcode == "while"]
+        return max(
+            (self._turn(instruction) for instruction in loops), default=self.cost_of(self.entry)
+        )
 
     def _turn(self, loop: Instruction) -> Cost:
         (body,), (condition,) = loop.called("body"), loop.called("condition")
@@ -76,78 +78,78 @@ class Program:
 
     def _cost_of(self, computation: str) -> Cost:
         instructions = self.computations[computation]
-        shapes = {each.name: each.shape for each in instructions}
+        shapes = {instruction.name: instruction.shape for instruction in instructions}
         total = Cost(0, 0)
-        for each in instructions:
-            total = total.plus(self._launched(each, shapes))
+        for instruction in instructions:
+            total = total.plus(self._launched(instruction, shapes))
         return total
 
-    def _launched(self, each: Instruction, shapes: dict[str, str]) -> Cost:
-        opcode = each.opcode
+    def _launched(self, instruction: Instruction, shapes: dict[str, str]) -> Cost:
+        opcode = instruction.opcode
         if opcode in _FREE or opcode.endswith(("-done", "-update")):
             return Cost(0, 0)
         if opcode == "while":
-            trips = re.search(r'known_trip_count[^0-9]*"(\d+)"', each.rest)
-            turn = self._turn(each)
+            trips = re.search(r'known_trip_count[^0-9]*"(\d+)"', instruction.rest)
+            turn = self._turn(instruction)
             times = int(trips[1]) if trips else 1
             return Cost(turn.kernels * times, turn.moved * times)
         if opcode == "conditional":
             branches = [
                 name
                 for attribute in ("branch_computations", "true_computation", "false_computation")
-                for name in each.called(attribute)
+                for name in instruction.called(attribute)
             ]
             return max(self.cost_of(name) for name in branches)
-        inner = each.called("to_apply" if opcode == "call" else "calls")
+        inner = instruction.called("to_apply" if opcode == "call" else "calls")
         if opcode in ("call", "async-start"):  # command buffers (CUDA graphs) are calls, too
             return self.cost_of(inner[0])
-        operands = [shapes.get(name, "") for name in each.operands]
+        operands = [shapes.get(name, "") for name in instruction.operands]
         if opcode == "fusion":
             return Cost(1, self._read(inner[0], operands) + self._written(inner[0]))
-        written = each.shape
+        shape = instruction.shape
         if opcode == "custom-call":
-            written = re.sub(r"\b[su]8\[\d+\]", "", written)  # its workspace
-        return Cost(1, sum(map(_bytes, operands)) + _bytes(written))
+            shape = re.sub(r"\b[su]8\[\d+\]", "", shape)  # its workspace
+        return Cost(1, sum(map(_bytes, operands)) + _bytes(shape))
 
     def _read(self, fused: str, operands: list[str]) -> int:
         """Return the bytes that a fusion reads; for operands that it only slices, the slices."""
         instructions = self.computations[fused]
         total = 0
-        for each in instructions:
-            if each.opcode == "parameter":
-                whole = _bytes(operands[int(each.rest)])
-                total += min(whole, _used(instructions, each.name, whole))
+        for instruction in instructions:
+            if instruction.opcode == "parameter":
+                size = _bytes(operands[int(instruction.rest)])
+                total += min(size, _used(instructions, instruction.name, size))
         return total
 
     def _written(self, fused: str) -> int:
         """Return the bytes that a fusion writes; for in-place updates, only the update."""
-        instructions = {each.name: each for each in self.computations[fused]}
+        instructions = {instruction.name: instruction for instruction in self.computations[fused]}
 
         def written(name: str) -> int:
-            each = instructions[name]
-            if each.opcode == "tuple":
-                return sum(map(written, each.operands))
-            if each.opcode == "bitcast":
-                return written(each.operands[0])
-            if each.opcode == "dynamic-update-slice":
-                return _bytes(instructions[each.operands[1]].shape)
-            return _bytes(each.shape)
+            instruction = instructions[name]
+            if instruction.opcode == "tuple":
+                return sum(map(written, instruction.operands))
+            if instruction.opcode == "bitcast":
+                return written(instruction.operands[0])
+            if instruction.opcode == "dynamic-update-slice":
+                return _bytes(instructions[instruction.operands[1]].shape)
+            return _bytes(instruction.shape)
 
         return written(self.computations[fused][-1].name)  # the root stands last
 
 
-def _used(instructions: list[Instruction], name: str, whole: int) -> int:
+def _used(instructions: list[Instruction], name: str, size: int) -> int:
     """Return the bytes of a fusion's parameter that its users read."""
     total = 0
     for user in instructions:
         if name not in user.operands:
             continue
         if user.opcode == "bitcast":
-            total += _used(instructions, user.name, whole)
+            total += _used(instructions, user.name, size)
         elif user.opcode in _PART_READERS and user.operands[0] == name:
             total += _bytes(user.shape)
         elif not (user.opcode == "dynamic-update-slice" and user.operands[0] == name):
-            return whole
+            return size
     return total
 
 
@@ -157,10 +159,10 @@ def _instruction(line: str) -> Instruction:
     shape, call = definition[:end], definition[end:].strip()
     start = call.index("(")
     close = _closing(call, start)
-    opcode, inside, rest = call[:start], call[start + 1 : close], call[close + 1 :]
-    operands = re.findall(r"%([\w.\-]+)", inside)
+    opcode, arguments, rest = call[:start], call[start + 1 : close], call[close + 1 :]
+    operands = re.findall(r"%([\w.\-]+)", arguments)
     if opcode in ("parameter", "constant"):
-        operands, rest = [], inside
+        operands, rest = [], arguments
     return Instruction(name.removeprefix("%"), shape, opcode, operands, rest)
 
 

@@ -257,8 +257,8 @@ class Bench:
 
     def worker(self, contender: str, slot: int = 0) -> Worker:
         """Return one of a contender's processes; start it if it is not running."""
-        running = self.workers.get((contender, slot))
-        if running is None or not running.alive:
+        worker = self.workers.get((contender, slot))
+        if worker is None or not worker.alive:
             words = self.settings.engines.get(contender, "").split()
             flags = [os.environ.get("XLA_FLAGS", ""), *(w for w in words if w.startswith("--"))]
             environment = {
@@ -275,8 +275,8 @@ class Bench:
             }
             errors = self.folder / f"{contender}-{slot}.txt"
             kind = "engine" if contender in self.settings.engines else contender
-            running = self.workers[contender, slot] = Worker(kind, environment, errors)
-        return running
+            worker = self.workers[contender, slot] = Worker(kind, environment, errors)
+        return worker
 
     def dismiss(self) -> None:
         """End all processes, which frees the GPU's memory."""
@@ -377,12 +377,12 @@ class Bench:
             {**cell._asdict(), "contender": name, **asdict(figure)}
             for (cell, name), figure in figures.items()
         ]
-        lost: dict[str, list[str]] = {}
+        failures: dict[str, list[str]] = {}
         for (cell, name), figure in figures.items():
             if figure.lost:
-                lost.setdefault(figure.lost, []).append(f"{name} {cell}")
-        for why, what in lost.items():
-            self.report.left_out(what, why)
+                failures.setdefault(figure.lost, []).append(f"{name} {cell}")
+        for reason, names in failures.items():
+            self.report.left_out(names, reason)
 
 
 @contextmanager
@@ -404,29 +404,29 @@ def throughput(bench: Bench, until: float) -> None:
     report.say(f"images/s, medians of {settings.rounds} (range); × is the engine over it.\n")
     peers = [name for name in names if name != "engine"]
     report.table("network", "norm", "batch", "precision", "engine", *peers, numbers_from=2)
-    every: dict[tuple[Cell, str], Figure] = {}
-    skipped: list[Cell] = []
+    all_figures: dict[tuple[Cell, str], Figure] = {}
+    skipped_cells: list[Cell] = []
     longest: dict[str, float] = {}
     for precision, batch in product(settings.precisions, settings.batches):
         for arch in settings.archs:
             cells = [Cell(arch, norm, batch, precision) for norm in settings.norms]
             for group in [cells] if batch <= SIDE_BY_SIDE else [[cell] for cell in cells]:
-                began = time.monotonic()
-                if began + longest.get(arch, 0.0) > until:
-                    skipped += group
+                start = time.monotonic()
+                if start + longest.get(arch, 0.0) > until:
+                    skipped_cells += group
                     continue
                 figures = bench.stage(group, names, until)
-                longest[arch] = max(longest.get(arch, 0.0), time.monotonic() - began)
-                every.update(figures)
+                longest[arch] = max(longest.get(arch, 0.0), time.monotonic() - start)
+                all_figures.update(figures)
                 for cell in group:
                     report.row(*cell, *_with_ratios([figures[cell, name] for name in names]))
     report.say("\nSeconds to build, compile and take four steps, in parallel:\n")
     report.table("network", "norm", "batch", "precision", *names, numbers_from=2)
-    for cell in dict.fromkeys(cell for cell, _ in every):
-        ready = [every[cell, name].ready for name in names]
-        report.row(*cell, *("–" if seconds is None else f"{seconds:.1f}" for seconds in ready))
-    bench.keep("throughput", every)
-    report.left_out(skipped, "for the time was up")
+    for cell in dict.fromkeys(cell for cell, _ in all_figures):
+        times = [all_figures[cell, name].ready for name in names]
+        report.row(*cell, *("–" if seconds is None else f"{seconds:.1f}" for seconds in times))
+    bench.keep("throughput", all_figures)
+    report.left_out(skipped_cells, "for the time was up")
 
 
 def _with_ratios(figures: list[Figure]) -> list[str]:
@@ -434,8 +434,8 @@ def _with_ratios(figures: list[Figure]) -> list[str]:
     engine, *peers = figures
     cells = [str(engine)]
     for peer in peers:
-        lost = engine.lost or peer.lost
-        cells.append(str(peer) if lost else f"{peer} ×{engine.median / peer.median:.2f}")
+        failure = engine.lost or peer.lost
+        cells.append(str(peer) if failure else f"{peer} ×{engine.median / peer.median:.2f}")
     return cells
 
 
@@ -486,16 +486,17 @@ def together(bench: Bench, until: float) -> None:
     cell = Cell("resnet20", "gn", 16, settings.precisions[0])
     report.say(f"{cell}, engine: images/s of runs at once on the one GPU, each a process.\n")
     report.table("runs", "each", "all", "× one run")
-    alone, longest, started = 0.0, 0.0, 0
+    single_rate, longest, worker_count = 0.0, 0.0, 0
     for runs in settings.runs:
-        began = time.monotonic()
-        if began + longest > until:
+        start = time.monotonic()
+        if start + longest > until:
             report.left_out([f"{runs} runs at once"], "for the time was up")
             continue
         workers = [bench.worker("engine", slot) for slot in range(runs)]
-        new, started = workers[started:], runs
+        new_workers, worker_count = workers[worker_count:], runs
         try:
-            for group in (new[:1], new[1:]):  # the first fills the compilation cache for the others
+            # The first fills the compilation cache for the others.
+            for group in (new_workers[:1], new_workers[1:]):
                 for worker in group:
                     worker.send("build", **bench.request(cell, "together"))
                 for worker in group:
@@ -507,10 +508,10 @@ def together(bench: Bench, until: float) -> None:
             report.left_out([f"{runs} runs at once"], str(reason))
             break
         total = sum(rates)
-        alone = alone or total
-        report.row(runs, shown(rates, 0), f"{total:,.0f}", f"{total / alone:.2f}")
+        single_rate = single_rate or total
+        report.row(runs, shown(rates, 0), f"{total:,.0f}", f"{total / single_rate:.2f}")
         report.raw.setdefault("together", []).append({"runs": runs, "rates": rates})
-        longest = time.monotonic() - began
+        longest = time.monotonic() - start
     bench.dismiss()
 
 
@@ -576,7 +577,7 @@ def main() -> None:
         sys.exit(
             "benchmarks/gpu/fast.py measures on an NVIDIA GPU, and there is none on this machine"
         )
-    began = time.monotonic()
+    start = time.monotonic()
     settings = Settings.of(args)
     report = Report(args.out)
     if args.rehearse:
@@ -586,12 +587,12 @@ def main() -> None:
     parts: dict[str, Any] = {name: PARTS[name] for name in PARTS if name in args.parts}
     with settings.bench(report) as bench:
         bench.introduce(gpu)
-        left = sum(part.share for part in parts.values())
+        share_left = sum(part.share for part in parts.values())
         for name, part in parts.items():
             # Each part gets its share of the remaining time, so unused time goes to later parts.
             now = time.monotonic()
-            until = now + (began + 60 * args.minutes - now) * part.share / left
-            left -= part.share
+            until = now + (start + 60 * args.minutes - now) * part.share / share_left
+            share_left -= part.share
             report.say(f"\n## {name}\n")
             part.run(bench, until)
             report.say(f"\n{name} took {time.monotonic() - now:.0f} s.")

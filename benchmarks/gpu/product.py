@@ -76,9 +76,9 @@ class Bench:
         return "run", *COMMON, f"dataset.path={self.images}", *words, f"store={self.folder / store}"
 
     def train(self, store: str, *words: str, **environment: str) -> dict[str, Any]:
-        ended = self.end(self.start(*self.run(store, *words), **environment))
+        result = self.end(self.start(*self.run(store, *words), **environment))
         summaries = list((self.folder / store).glob("*/summary.json"))
-        return ended | (json.loads(summaries[0].read_text()) if summaries else {})
+        return result | (json.loads(summaries[0].read_text()) if summaries else {})
 
 
 def same_bits(bench: Bench, precision: str, **environment: str) -> dict[str, Any]:
@@ -104,13 +104,13 @@ def resumed(bench: Bench) -> dict[str, Any]:
         rows = sum(p.read_text().count("\n") for p in bench.folder.glob("killed/*/metrics.jsonl"))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    again, whole = (bench.train(store, *words) for store in ("killed", "whole"))
-    hashes = [run.get("weights_sha256") for run in (again, whole)]
+    resumed_run, single_run = (bench.train(store, *words) for store in ("killed", "whole"))
+    hashes = [run.get("weights_sha256") for run in (resumed_run, single_run)]
     return {
         "same": hashes[0] is not None and hashes[0] == hashes[1],
         "epochs_before": rows,
         "hashes": hashes,
-        "runs": [again, whole],
+        "runs": [resumed_run, single_run],
     }
 
 
@@ -137,13 +137,13 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
         bench = Bench(Path(folder), args.seconds)
-        fresh = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+        environment = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
         checks: dict[str, Callable[[], dict[str, Any]]] = {
             "doctor": lambda: doctor(bench),
             "same bits, float32": lambda: same_bits(bench, "float32"),
             "same bits, bfloat16": lambda: same_bits(bench, "mixed_bfloat16"),
             "same bits, bfloat16, compiled anew": lambda: same_bits(
-                bench, "mixed_bfloat16", **fresh
+                bench, "mixed_bfloat16", **environment
             ),
             "resumed": lambda: resumed(bench),
             "diverges": lambda: diverges(bench),

@@ -56,8 +56,8 @@ class Case(NamedTuple):
 
 def cases(precisions: list[str], norms: list[str]) -> list[Case]:
     pairs = [(norm, "") for norm in norms]
-    more = [(n, w) for n in ("bn", "gn", "none") for w in MORE_WEIGHTS if n in norms]
-    pairs += [(norm, weight) for norm, weight in more if f"{norm}_{weight}" not in norms]
+    weight_pairs = [(n, w) for n in ("bn", "gn", "none") for w in MORE_WEIGHTS if n in norms]
+    pairs += [(norm, weight) for norm, weight in weight_pairs if f"{norm}_{weight}" not in norms]
     return [Case(*pair, precision) for precision in precisions for pair in pairs]
 
 
@@ -110,21 +110,23 @@ def prepare(flags: str) -> None:
 
 def one_step(case: Case) -> tuple[Case, dict[str, Any]]:
     """Take one step; return its loss, gradient and layer state, or the error."""
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
         loop = loop_of(case)
-        before, others = loop.weights(), _others(loop)
+        weights, old_state = loop.weights(), _others(loop)
         loop.begin_epoch(0)
-        taken = loop.train(0, np.ones(1, np.float32))
-        gradient = before - loop.weights()
-        kept = _others(loop)
+        steps = loop.train(0, np.ones(1, np.float32))
+        gradient = weights - loop.weights()
+        state = _others(loop)
     except Exception as error:
         return case, {"error": f"{type(error).__name__}: {str(error).strip()[:300]}"}
     return case, {
-        "loss": np.asarray(taken.loss, np.float32),
+        "loss": np.asarray(steps.loss, np.float32),
         "gradient": gradient.astype(np.float32),
-        "kept": kept if kept.size and not np.array_equal(kept, others) else np.zeros(0, np.float32),
-        "seconds": time.perf_counter() - began,
+        "kept": state
+        if state.size and not np.array_equal(state, old_state)
+        else np.zeros(0, np.float32),
+        "seconds": time.perf_counter() - start,
     }
 
 
@@ -191,47 +193,49 @@ def compare(args: argparse.Namespace, until: float) -> dict[str, Any]:
     precisions = args.precisions
     with np.load(args.against) as file:
         reference = dict(file)
-    known = {name.split("/")[0] for name in reference}
-    todo = [case for case in cases(precisions, args.norms) if str(case.reference) in known]
-    found: dict[str, Any] = {"cases": {}, "missing": [], "failed": []}
+    names = {name.split("/")[0] for name in reference}
+    todo = [case for case in cases(precisions, args.norms) if str(case.reference) in names]
+    results: dict[str, Any] = {"cases": {}, "missing": [], "failed": []}
     for case, result in run(todo, args.workers, args.flags, until):
         if "error" in result:
-            found["cases"][str(case)] = result
-            found["failed"].append(str(case))
+            results["cases"][str(case)] = result
+            results["failed"].append(str(case))
             print(f"FAILED {case}: {result['error']}", flush=True)
             continue
         base = {k: reference[f"{case.reference}/{k}"] for k in ("loss", "gradient", "kept")}
-        far = distances(result, base)
+        diffs = distances(result, base)
         limits = {
             key: FLOAT32_LIMIT
             if case.precision == "float32"
             else max(HALF_LIMIT, 2 * float(reference[f"{case.reference}/{key}/bfloat16"]))
-            for key in far
+            for key in diffs
         }
-        passed = all(far[key] <= limits[key] for key in far)
-        found["cases"][str(case)] = {
-            "distances": far, "limits": limits, "passed": passed, "seconds": result["seconds"],
+        is_close = all(diffs[key] <= limits[key] for key in diffs)
+        results["cases"][str(case)] = {
+            "distances": diffs, "limits": limits, "passed": is_close, "seconds": result["seconds"],
         }  # fmt: skip
-        if not passed:
-            found["failed"].append(str(case))
-            shown = ", ".join(f"{k} {far[k]:.1e} (limit {limits[k]:.1e})" for k in far)
-            print(f"FAR {case}: {shown}", flush=True)
-    found["missing"] = [str(case) for case in todo if str(case) not in found["cases"]]
+        if not is_close:
+            results["failed"].append(str(case))
+            text = ", ".join(f"{k} {diffs[k]:.1e} (limit {limits[k]:.1e})" for k in diffs)
+            print(f"FAR {case}: {text}", flush=True)
+    results["missing"] = [str(case) for case in todo if str(case) not in results["cases"]]
     for precision in precisions:
-        passed = [
-            c for n, c in found["cases"].items() if n.endswith(f" {precision}") and c.get("passed")
+        passes = [
+            c
+            for n, c in results["cases"].items()
+            if n.endswith(f" {precision}") and c.get("passed")
         ]
-        if passed:
+        if passes:
             worst = {
-                k: max(c["distances"][k] for c in passed) for k in ("loss", "gradient", "kept")
+                k: max(c["distances"][k] for c in passes) for k in ("loss", "gradient", "kept")
             }
-            middle = {k: float(np.median([c["distances"][k] for c in passed])) for k in worst}
+            middle = {k: float(np.median([c["distances"][k] for c in passes])) for k in worst}
             print(
-                f"{precision}: {len(passed)} passed; median and largest distance: "
+                f"{precision}: {len(passes)} passed; median and largest distance: "
                 + ", ".join(f"{k} {middle[k]:.1e} {worst[k]:.1e}" for k in worst),
                 flush=True,
             )
-    return found
+    return results
 
 
 def main() -> None:
@@ -249,10 +253,10 @@ def main() -> None:
     if args.write:
         write_reference(args.write, args.norms, args.workers, until)
         return
-    found = compare(args, until)
+    results = compare(args, until)
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
-    sys.exit(1 if found["failed"] else 0)
+        args.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    sys.exit(1 if results["failed"] else 0)
 
 
 if __name__ == "__main__":

@@ -81,14 +81,14 @@ def airbench(
     runs: dict[int, list[tuple[float, float]]] = {}
     for file in sorted(store.glob("*/summary.json")):
         summary = json.loads(file.read_text())
-        found = runs.setdefault(summary["epochs"], [])
-        found.append((summary["train_seconds"], summary["test_acc"]))
+        results = runs.setdefault(summary["epochs"], [])
+        results.append((summary["train_seconds"], summary["test_acc"]))
     print("\n| epochs | runs | seconds of training | test accuracy |")
     print("| ---: | ---: | ---: | ---: |")
-    for count, found in sorted(runs.items()):
-        seconds, accuracies = zip(*found, strict=True)
+    for count, results in sorted(runs.items()):
+        seconds, accuracies = zip(*results, strict=True)
         print(
-            f"| {count} | {len(found)} | {statistics.median(seconds):.2f} | "
+            f"| {count} | {len(results)} | {statistics.median(seconds):.2f} | "
             f"{statistics.mean(accuracies):.2%} ({min(accuracies):.2%}–{max(accuracies):.2%}) |",
             flush=True,
         )
@@ -131,8 +131,8 @@ def main() -> None:
     )
     options.add_argument("--rehearse", action="store_true")
     args = options.parse_args()
-    began = time.monotonic()
-    until = began + args.seconds
+    start = time.monotonic()
+    until = start + args.seconds
     args.out.mkdir(parents=True, exist_ok=True)
     if args.data:
         normbench("data", "import", "cifar10", "--from", str(args.data), until=until)
@@ -142,8 +142,8 @@ def main() -> None:
         if args.rehearse:
             images = random_images(Path(folder) / "random.npz")
             tiny = {name: (*images, *words) for name, words in TINY.items()}
-        soon = began + 0.35 * args.seconds
-        airbench(stores[0], args.epochs, args.seeds, tiny["airbench"], soon)
+        airbench_deadline = start + 0.35 * args.seconds
+        airbench(stores[0], args.epochs, args.seeds, tiny["airbench"], airbench_deadline)
         grid(stores[1], [*args.grid, *tiny["grid"]], args.seeds, until)
         with tarfile.open(args.out / "stores.tar.gz", "w:gz") as archive:
             for store in stores:

@@ -34,13 +34,15 @@ def missing(lock: str, there: str) -> list[str]:
         lock: Text of a lock file.
         there: Text of ``pip list --format=freeze``.
     """
-    have = {normalized(line.split("==")[0].strip()) for line in there.splitlines() if line.strip()}
+    packages = {
+        normalized(line.split("==")[0].strip()) for line in there.splitlines() if line.strip()
+    }
     pinned = re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;\\]+)(.*)", lock, re.MULTILINE)
     # Any marker that does not name Linux is for another platform or an older Python.
     return [
         f"{name}=={version}"
         for name, version, rest in pinned
-        if normalized(name) not in have | JAX and (";" not in rest or "linux" in rest)
+        if normalized(name) not in packages | JAX and (";" not in rest or "linux" in rest)
     ]
 
 
@@ -51,9 +53,14 @@ def download(requirement: str, folder: Path, python: str, libc: str) -> None:
     words = [f"--platform={name}" for name in (*platforms, "manylinux2014_x86_64")]
     pip = [sys.executable, "-m", "pip"]
     common = ["--quiet", "--no-deps", requirement]
-    there = ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp", *words]
+    platform_options = [
+        "--only-binary=:all:",
+        f"--python-version={python}",
+        "--implementation=cp",
+        *words,
+    ]
     wheel = subprocess.run(
-        [*pip, "download", *common, *there, "--dest", str(folder)],
+        [*pip, "download", *common, *platform_options, "--dest", str(folder)],
         check=False,
         capture_output=True,
         text=True,

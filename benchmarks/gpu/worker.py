@@ -58,8 +58,8 @@ class Engine:
     def build(self, request: dict[str, Any]) -> int:
         self.loop: Any = None
         self._forget()
-        split, few = random_split(request["images"]), random_split(request["batch"])
-        data = SimpleNamespace(train=split, validation=few, test=few)
+        split, batch_split = random_split(request["images"]), random_split(request["batch"])
+        data = SimpleNamespace(train=split, validation=batch_split, test=batch_split)
         self.loop = compiled_loop(self._config(request), data)
         from normbench.network import parameter_count
 
@@ -71,7 +71,7 @@ class Engine:
         """Take steps as a run does, epoch after epoch, and return their seconds."""
         import numpy as np
 
-        began = time.perf_counter()
+        start = time.perf_counter()
         while count:
             if self.place == self.steps_per_epoch:
                 self.place, self.epoch = 0, self.epoch + 1
@@ -80,7 +80,7 @@ class Engine:
             self.loop.train(self.place, np.full(steps, 0.01, np.float32))  # blocks until done
             self.place += steps
             count -= steps
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     def release(self) -> None:
         """Do nothing: JAX cannot return cached memory."""
@@ -125,11 +125,11 @@ class Engine:
 
         def rate(function: Any, amount: float, *arguments: Any) -> float:
             def seconds(times: int) -> float:
-                began = time.perf_counter()
+                start = time.perf_counter()
                 for _ in range(times):
                     result = function(*arguments)
                 result.block_until_ready()
-                return (time.perf_counter() - began) / times
+                return (time.perf_counter() - start) / times
 
             seconds(2)
             return amount / statistics.median(seconds(10) for _ in range(5))
@@ -263,24 +263,24 @@ class Server:
         self.chunk = self.batch = 1
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        do = request.pop("do")
-        if do == "build":
+        action = request.pop("do")
+        if action == "build":
             return self.build(request)
-        if do == "go":
+        if action == "go":
             return self.go(request["seconds"])
-        if do == "count":
+        if action == "count":
             return {"parameters": self.contender.count(request)}
-        return getattr(self.contender, do)(**request)
+        return getattr(self.contender, action)(**request)
 
     def build(self, request: dict[str, Any]) -> dict[str, Any]:
         self.batch = request["batch"]
         self.contender.start()
-        began = time.perf_counter()
+        start = time.perf_counter()
         parameters = self.contender.build(request)
         self.contender.steps(WARM_STEPS)
-        ready = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         self.chunk = max(1, round(SLICE * WARM_STEPS / self.contender.steps(WARM_STEPS)))
-        answer = {"parameters": parameters, "ready": ready}
+        answer = {"parameters": parameters, "ready": seconds}
         if request.get("cost") and isinstance(self.contender, Engine):
             answer["cost"] = self.contender.step_cost()
         self.contender.release()
@@ -288,12 +288,12 @@ class Server:
 
     def go(self, seconds: float) -> dict[str, Any]:
         self.contender.steps(2)  # allocate the memory that release() returned
-        count, spent = 0, 0.0
-        while spent < seconds:
-            spent += self.contender.steps(self.chunk)
+        count, seconds_spent = 0, 0.0
+        while seconds_spent < seconds:
+            seconds_spent += self.contender.steps(self.chunk)
             count += self.chunk * self.batch
         self.contender.release()
-        return {"rate": count / spent}
+        return {"rate": count / seconds_spent}
 
 
 def _launch_seconds() -> float | None:
@@ -310,9 +310,12 @@ def _launch_seconds() -> float | None:
         lambda x: lax.sort(-x),  # on a CPU, a barrier does not prevent fusion, but a sort does
     )
     for link in links:
-        (short, few), (long, many) = _turn(link, 16), _turn(link, 144)
-        if many > few:
-            return (long - short) / (many - few)
+        (short_seconds, short_kernels), (long_seconds, long_kernels) = (
+            _turn(link, 16),
+            _turn(link, 144),
+        )
+        if long_kernels > short_kernels:
+            return (long_seconds - short_seconds) / (long_kernels - short_kernels)
     return None
 
 
@@ -331,18 +334,18 @@ def _turn(link: Callable[[Any], Any], length: int) -> tuple[float, int]:
     loop = jax.jit(lambda x, turns: lax.fori_loop(0, turns, body, x))
     start = jnp.zeros(128, jnp.float32)
     compiled = loop.lower(start, jnp.int32(0)).compile()
-    turns, taken = 200, []
+    turns, seconds = 200, []
     for _ in range(6):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         compiled(start, jnp.int32(turns)).block_until_ready()
-        taken.append((time.perf_counter() - began) / turns)
-    return statistics.median(taken[1:]), Program(compiled.as_text() or "").loop_step().kernels
+        seconds.append((time.perf_counter() - start_time) / turns)
+    return statistics.median(seconds[1:]), Program(compiled.as_text() or "").loop_step().kernels
 
 
 def _entry(costs: Any, name: str) -> float | None:
     """Return one number of a cost analysis, which may be a list, or missing on some backends."""
-    found = costs[0] if isinstance(costs, list) and costs else costs
-    return found.get(name) if isinstance(found, dict) else None
+    cost = costs[0] if isinstance(costs, list) and costs else costs
+    return cost.get(name) if isinstance(cost, dict) else None
 
 
 def main() -> None:

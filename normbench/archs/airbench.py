@@ -45,9 +45,9 @@ class PartialIdentity(FanInNormal):
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
         values = np.array(keras.ops.convert_to_numpy(super().__call__(shape)))
         height, width, channels, filters = shape
-        passed = np.arange(min(channels, filters))
-        values[..., passed] = 0
-        values[height // 2, width // 2, passed, passed] = 1
+        indices = np.arange(min(channels, filters))
+        values[..., indices] = 0
+        values[height // 2, width // 2, indices, indices] = 1
         return keras.ops.convert_to_tensor(values, dtype=dtype or "float32")
 
 
@@ -77,10 +77,10 @@ class WhiteningConv2D(keras.layers.Conv2D):
         self.epsilon = float(epsilon)
 
     def build(self, input_shape: Any) -> None:
-        wanted = 2 * math.prod(self.kernel_size) * input_shape[-1]
-        if self.filters != wanted:
+        count = 2 * math.prod(self.kernel_size) * input_shape[-1]
+        if self.filters != count:
             raise ValueError(
-                f"{self.name} whitens {input_shape[-1]} channels with {wanted} filters, "
+                f"{self.name} whitens {input_shape[-1]} channels with {count} filters, "
                 f"not {self.filters}"
             )
         super().build(input_shape)
@@ -116,8 +116,8 @@ def whitening_filters(images: np.ndarray, height: int, width: int, epsilon: floa
     channels = images.shape[-1]
     size = height * width * channels
     moments, count = np.zeros((size, size)), 0
-    for some in np.array_split(images, -(-len(images) // 256)):
-        windows = np.lib.stride_tricks.sliding_window_view(some, (height, width), axis=(1, 2))
+    for chunk in np.array_split(images, -(-len(images) // 256)):
+        windows = np.lib.stride_tricks.sliding_window_view(chunk, (height, width), axis=(1, 2))
         patches = np.moveaxis(windows, 3, 5).reshape(-1, size).astype(np.float64)
         moments += patches.T @ patches
         count += len(patches)

@@ -63,12 +63,12 @@ def build(
         raise UserError(
             f"arch.halvings must be in 0..{len(widths)}, the number of stages, got {halvings}"
         )
-    left = halved("conv_encoder", input_shape, halvings)
-    if embedding_kernel > min(left):
+    size = halved("conv_encoder", input_shape, halvings)
+    if embedding_kernel > min(size):
         raise UserError(
-            f"arch.embedding_kernel={embedding_kernel} does not fit the {left[0]}×{left[1]} that "
+            f"arch.embedding_kernel={embedding_kernel} does not fit the {size[0]}×{size[1]} that "
             f"{halvings} halvings leave of {input_shape[0]}×{input_shape[1]} "
-            f"(allowed: 1..{min(left)}; lower arch.halvings for more)"
+            f"(allowed: 1..{min(size)}; lower arch.halvings for more)"
         )
     inputs = keras.Input(input_shape, name="images")
     x = inputs

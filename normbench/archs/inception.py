@@ -105,13 +105,13 @@ class Builder:
         if not auxiliary_weight >= 0:
             raise UserError(f"arch.auxiliary_weight must be 0 or more, got {auxiliary_weight}")
         halved(self.arch, input_shape, HALVINGS[stem] + 2)
-        left = halved(self.arch, input_shape, HALVINGS[stem] + 1)
-        if auxiliary_weight and min(left) < _POOLED:
+        size = halved(self.arch, input_shape, HALVINGS[stem] + 1)
+        if auxiliary_weight and min(size) < _POOLED:
             other = "" if stem == "small" else " or arch.stem=small"
             raise UserError(
                 f"arch={self.arch} averages {_POOLED}×{_POOLED} positions in its auxiliary "
                 f"classifiers, where {input_shape[0]}×{input_shape[1]} images have "
-                f"{left[0]}×{left[1]}: use arch.auxiliary_weight=0{other}"
+                f"{size[0]}×{size[1]}: use arch.auxiliary_weight=0{other}"
             )
 
     def unit(

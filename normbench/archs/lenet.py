@@ -59,9 +59,9 @@ def build(
 
     inputs = keras.Input(input_shape, name="images")
     x = inputs
-    missing = [max(0, SIDE - side) for side in input_shape[:2]]
-    if any(missing):
-        edges = tuple((total // 2, total - total // 2) for total in missing)
+    paddings = [max(0, SIDE - side) for side in input_shape[:2]]
+    if any(paddings):
+        edges = tuple((total // 2, total - total // 2) for total in paddings)
         x = keras.layers.ZeroPadding2D(edges, name="padding")(x)
     for index, (filters, place) in enumerate(((6, "stem"), (16, "mid"), (120, "mid")), start=1):
         x = norm.conv(

@@ -154,8 +154,8 @@ def parse(argv: Sequence[str]) -> Namespace:
     top = build_parser(argv[:1])
     if argv and argv[0].startswith("-") and argv[0].partition("=")[0] not in top.options:
         raise _unknown_option(argv[0], top)
-    arguments, unparsed = top.parse_known_args(argv)
-    for word in unparsed:
+    arguments, words = top.parse_known_args(argv)
+    for word in words:
         if word.startswith("-"):
             raise _unknown_option(word, arguments.parser)
         _words(arguments, word).append(word)
@@ -184,19 +184,19 @@ def _named_store(arguments: Namespace) -> str | None:
     """Return the store named by ``--store FOLDER``, ``store=FOLDER`` or the argument STORE."""
     folder = getattr(arguments, "folder", None)
     words = [folder or "", *getattr(arguments, "overrides", ())]
-    named = [word.removeprefix("store=") for word in words if word.startswith("store=")]
-    if not named and words[0]:
-        named = [words[0]]
+    stores = [word.removeprefix("store=") for word in words if word.startswith("store=")]
+    if not stores and words[0]:
+        stores = [words[0]]
     if arguments.store is not None:
-        named.append(arguments.store)
-    if len(set(named)) > 1:
-        raise UserError(f"two stores are named: {named[0]!r} and {named[-1]!r}")
+        stores.append(arguments.store)
+    if len(set(stores)) > 1:
+        raise UserError(f"two stores are named: {stores[0]!r} and {stores[-1]!r}")
     # With --model, the argument of export is a run.
     folders = () if getattr(arguments, "model", None) else getattr(arguments, "folders", ())
     empty = any(not word.removeprefix("store=").strip() for word in folders)
-    if folder == "" or empty or (named and not named[0].strip()):
+    if folder == "" or empty or (stores and not stores[0].strip()):
         raise UserError("the store's name is empty: name a folder, or leave it out for the default")
-    return named[0] if named else None
+    return stores[0] if stores else None
 
 
 def _unknown_option(word: str, parser: Parser) -> UserError:
@@ -221,12 +221,12 @@ def _refuse_empty(argv: Sequence[str], allowed: Collection[str]) -> None:
         argv: The command line.
         allowed: Options that may be empty.
     """
-    for before, word in zip(["", *argv], argv, strict=False):
-        option = word[:-1] if word.startswith("--") and word.endswith("=") else before
-        if (word and option == before) or option in allowed:
+    for previous, word in zip(["", *argv], argv, strict=False):
+        option = word[:-1] if word.startswith("--") and word.endswith("=") else previous
+        if (word and option == previous) or option in allowed:
             continue
-        named = option if option.startswith("--") else "an argument"
-        raise UserError(f"{named} is empty: give it a value or leave it out")
+        subject = option if option.startswith("--") else "an argument"
+        raise UserError(f"{subject} is empty: give it a value or leave it out")
 
 
 def _module(command: str) -> Any:
@@ -235,8 +235,8 @@ def _module(command: str) -> Any:
 
 def _writes(arguments: Namespace) -> bool:
     """Return whether a command does more than print."""
-    writes = getattr(_module(arguments.command), "writes", None)
-    return writes is not None and writes(arguments)
+    predicate = getattr(_module(arguments.command), "writes", None)
+    return predicate is not None and predicate(arguments)
 
 
 def _missing_checksums() -> str:

@@ -102,17 +102,17 @@ class Finder(finders.CompletionFinder):
             complete = completer_of(action, self.line.command)
             if complete is not None:
                 action.completer = _Safe(complete, self.line)  # type: ignore[attr-defined]
-        found = super().collect_completions(active_parsers, parsed_args, cword_prefix)
-        if found or cword_prefix.startswith("-") or getattr(parser, "active_actions", ()):
-            return found
+        completions = super().collect_completions(active_parsers, parsed_args, cword_prefix)
+        if completions or cword_prefix.startswith("-") or getattr(parser, "active_actions", ()):
+            return completions
         # Unlike normbench, argparse does not expect further words of a list after an option.
         for action in parser._get_positional_actions():
             if action.nargs in ("*", "+") and (complete := getattr(action, "completer", None)):
                 for word, text in complete(cword_prefix).items():
                     if self.validator(word, cword_prefix):
-                        found.append(word)
+                        completions.append(word)
                         self._display_completions[word] = text
-        return found
+        return completions
 
 
 Words = Mapping[str, str]
@@ -161,8 +161,8 @@ class Line:
         """Return the choices of a config group, each with the first sentence of its file."""
         return {
             name: first_sentence(header_of(file))
-            for (within, name), file in sorted(self.files.items())
-            if within == group
+            for (file_group, name), file in sorted(self.files.items())
+            if file_group == group
         }
 
     def chosen(self, group: str) -> list[str]:
@@ -180,8 +180,8 @@ class Line:
         """The store that the line names, else the default one."""
         from normbench.store.store import Store
 
-        named = [word.removeprefix("store=") for word in self.words if word.startswith("store=")]
-        return Store(getattr(self.parsed, "store", None) or (named or [default_store()])[-1])
+        stores = [word.removeprefix("store=") for word in self.words if word.startswith("store=")]
+        return Store(getattr(self.parsed, "store", None) or (stores or [default_store()])[-1])
 
 
 def _with_head(head: str, words: Words) -> Words:
@@ -209,15 +209,15 @@ def paths(line: Line, prefix: str, folders_only: bool = False) -> Words:
     head, _, start = prefix.rpartition("/")
     folder = Path(f"{head}/" if head or prefix.startswith("/") else ".").expanduser()
     head = f"{head}/" if "/" in prefix else ""
-    found = {}
+    words = {}
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith(".") and not start.startswith("."):
             continue
         if entry.is_dir():
-            found[f"{head}{entry.name}/"] = ""
+            words[f"{head}{entry.name}/"] = ""
         elif not folders_only:
-            found[head + entry.name] = ""
-    return found
+            words[head + entry.name] = ""
+    return words
 
 
 def folders(line: Line, prefix: str) -> Words:
@@ -232,19 +232,19 @@ def runs(line: Line, prefix: str) -> Words:
         names = list(removed(line.store))
     else:
         names = [run.name for run in line.store.runs()]
-    typed = set(line.words[1:])
-    found = {name: "" for name in names if name not in typed}
+    typed_words = set(line.words[1:])
+    words = {name: "" for name in names if name not in typed_words}
     if prefix:
-        found |= {name.rpartition("-")[2]: name for name in names}
-    return found
+        words |= {name.rpartition("-")[2]: name for name in names}
+    return words
 
 
 def tags(line: Line, prefix: str) -> Words:
     """Complete a tag that some run in the store has."""
     from normbench.store.annotations import FILE, read
 
-    annotated = [run for run in line.store.runs() if (run.path / FILE).is_file()]
-    return _listed(prefix, {tag: "" for run in annotated for tag in read(run).tags})
+    annotated_runs = [run for run in line.store.runs() if (run.path / FILE).is_file()]
+    return _listed(prefix, {tag: "" for run in annotated_runs for tag in read(run).tags})
 
 
 def metrics(line: Line, prefix: str) -> Words:
@@ -254,8 +254,8 @@ def metrics(line: Line, prefix: str) -> Words:
     name, colon, _ = prefix.partition(":")
     if not colon:
         return {metric.name: metric.label for metric in METRICS.values()}
-    known = name in METRICS and METRICS[name].epoch
-    return {f"{name}:{over}": "" for over in OVER_EPOCHS} if known else {}
+    has_epochs = name in METRICS and METRICS[name].epoch
+    return {f"{name}:{reduction}": "" for reduction in OVER_EPOCHS} if has_epochs else {}
 
 
 def keys(line: Line, prefix: str) -> Words:
@@ -263,15 +263,15 @@ def keys(line: Line, prefix: str) -> Words:
     group, dot, _ = prefix.rpartition(".")
     if dot:
         return {f"{group}.{key}": "" for key in _keys_of_group(line, group.replace(".", "/"))}
-    groups = {within for within, _ in line.files} - {".", "experiment", "executor"}
+    groups = {file_group for file_group, _ in line.files} - {".", "experiment", "executor"}
     return {key: "" for key in (*groups, *_FIELDS) if "/" not in key}
 
 
 def several_keys(line: Line, prefix: str) -> Words:
     """Complete a list of keys and metrics, as for ``--by`` and ``--sort``."""
     last = re.split(",", prefix)[-1]
-    others = {"store": "", "commit": ""} | dict(metrics(line, last))
-    return _listed(prefix, {**keys(line, last), **others})
+    other_keys = {"store": "", "commit": ""} | dict(metrics(line, last))
+    return _listed(prefix, {**keys(line, last), **other_keys})
 
 
 def a_filter(line: Line, prefix: str) -> Words:
@@ -294,20 +294,20 @@ def overrides(line: Line, prefix: str) -> Words:
         return _with_head(f"{sign}{key}=", _listed(value, _values(line, key), ",[ "))
     group, dot, _ = key.rpartition(".")
     if dot:
-        found = {f"{group}.{name}=": "" for name in _keys_of_group(line, group.replace(".", "/"))}
+        words = {f"{group}.{name}=": "" for name in _keys_of_group(line, group.replace(".", "/"))}
     else:
         sweeps = line.command == "sweep"
-        hidden = {".", "experiment", *(() if sweeps and not sign else ("executor",))}
-        groups = {within for within, _ in line.files} - hidden
+        hidden_groups = {".", "experiment", *(() if sweeps and not sign else ("executor",))}
+        groups = {file_group for file_group, _ in line.files} - hidden_groups
         # Offer norm/weight= only once the slash is typed, so that Tab after nor writes norm=.
-        found = {f"{g}=": "" for g in sorted(groups) if "/" not in g or "/" in key}
+        words = {f"{g}=": "" for g in sorted(groups) if "/" not in g or "/" in key}
         if "/" not in key:
-            found |= {f"{name}=": "" for name in _FIELDS}
+            words |= {f"{name}=": "" for name in _FIELDS}
         if sweeps and line.chosen("experiment"):
-            found["scale="] = ""
+            words["scale="] = ""
         if sweeps:
-            found["experiment=" if sign else "+experiment="] = ""
-    return _with_head(sign, found)
+            words["experiment=" if sign else "+experiment="] = ""
+    return _with_head(sign, words)
 
 
 def _values(line: Line, key: str) -> Words:
@@ -315,8 +315,8 @@ def _values(line: Line, key: str) -> Words:
     group = {"norm.weight": "norm/weight", "norm.bfn": "norm"}.get(key, key)
     if re.fullmatch(r"norm\.places\.\w+", key):
         group = "norm"
-    if found := line.names(group):
-        return found
+    if names := line.names(group):
+        return names
     if key == "scale":
         trees = (read_keys(line.files["experiment", name]) for name in line.chosen("experiment"))
         return {scale: "" for tree in trees for scale in ("full", *(tree.get("scales") or {}))}
@@ -332,18 +332,18 @@ def _values(line: Line, key: str) -> Words:
 def _fields() -> dict[str, tuple[Any, ...]]:
     """Return the config keys that are not groups, each with its possible values."""
     hints = get_type_hints(Config)
-    found: dict[str, tuple[Any, ...]] = {}
+    choices: dict[str, tuple[Any, ...]] = {}
     for name, hint in hints.items():
         if get_origin(hint) is dict:
             continue
         options = (hint, *get_args(hint))
-        found[name] = tuple(
+        choices[name] = tuple(
             value
             for option in options
             if get_origin(option) is Literal
             for value in get_args(option)
         )
-    return found
+    return choices
 
 
 _FIELDS = _fields()
@@ -355,12 +355,12 @@ def _keys_of_group(line: Line, group: str) -> dict[str, list[Any]]:
     Returns:
         By key, as ``groups`` or ``bfn.groups``, the values that the files have.
     """
-    names = line.chosen(group) or [name for within, name in line.files if within == group]
-    found: dict[str, list[Any]] = {}
+    names = line.chosen(group) or [name for file_group, name in line.files if file_group == group]
+    values: dict[str, list[Any]] = {}
     for name in names:
         for key, value in _keys_of_file(line, group, name):
-            found.setdefault(key, []).append(value)
-    return found
+            values.setdefault(key, []).append(value)
+    return values
 
 
 def _keys_of_file(line: Line, group: str, name: str) -> Iterator[tuple[str, Any]]:

@@ -32,8 +32,8 @@ def add_arguments(parser: Parser) -> None:
         help="file or folder, as downloaded or unpacked",
     )
     for action in (prepare, bring):
-        several = ", or tfds:NAME for one of tensorflow-datasets" if action is prepare else ""
-        action.add_argument("name", help=f"a data set, as in dataset=NAME{several}")
+        hint = ", or tfds:NAME for one of tensorflow-datasets" if action is prepare else ""
+        action.add_argument("name", help=f"a data set, as in dataset=NAME{hint}")
     for action in (listing, prepare, bring):
         add_config_dir(action)
 
@@ -94,13 +94,13 @@ def forms_of(config_dir: str | None) -> list[str]:
     from normbench.components import is_by_content, options_of, read_group
     from normbench.config import group_options
 
-    written = []
+    forms = []
     for name in group_options(config_dir)["dataset"]:
         spec = read_group("dataset", name, config_dir)
         if is_by_content(spec):
             first = next(iter(options_of(spec)))
-            written.append(f"dataset={name} dataset.{first}={_WHERE.get(name, 'PATH')}")
-    return written
+            forms.append(f"dataset={name} dataset.{first}={_WHERE.get(name, 'PATH')}")
+    return forms
 
 
 _WHERE = {"npz": "FILE", "images": "FOLDER", "tfds": "NAME"}

@@ -34,7 +34,7 @@ def start(command: Sequence[str], store: str) -> int:
     """
     root = Path(store)
     words = [word for word in command[1:] if word != "--detach"]
-    known = set(sweeps.folders(root))
+    old_folders = set(sweeps.folders(root))
     log = root / LOGS / f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%S}.log"
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -49,8 +49,9 @@ def start(command: Sequence[str], store: str) -> int:
     except OSError as error:
         raise NormbenchError(f"cannot write {log}: {error.strerror}") from None
     while process.poll() is None:
-        new = set(sweeps.folders(root)) - known  # of other sweeps, too, that begin just now
-        owners = {folder.name: lock.owner_of(folder / "lock") or {} for folder in new}
+        # Also the folders of other sweeps that begin just now.
+        folders = set(sweeps.folders(root)) - old_folders
+        owners = {folder.name: lock.owner_of(folder / "lock") or {} for folder in folders}
         name = next((name for name, owner in owners.items() if owner.get("pid") == process.pid), "")
         if name:
             print(f"sweep {name} runs in process {process.pid}; its output goes to {log}")

@@ -75,10 +75,10 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     )
 
     def result_page() -> RenderableType:
-        found = differences([store.run(name).config or {} for name in result.lines])
+        diffs = differences([store.run(name).config or {} for name in result.lines])
         return page(
             result.lines,
-            differs=dict(zip(result.lines, map(as_overrides, found), strict=True)),
+            differs=dict(zip(result.lines, map(as_overrides, diffs), strict=True)),
         )
 
     print_rows(lambda: rows(result.lines), result_page)
@@ -127,19 +127,19 @@ def page(
         differs: For each run, the keys in which the runs differ and that its name does not show.
     """
     width = (Console().width if width is None else width) - _INDENT
-    shown: list[RenderableType] = []
+    parts: list[RenderableType] = []
     for run, lines in diagnoses.items():
         heading = as_text(run, "bold")
-        shown.append(heading.append_text(as_text(f"  {(differs or {}).get(run, '')}", "not bold")))
+        parts.append(heading.append_text(as_text(f"  {(differs or {}).get(run, '')}", "not bold")))
         probes = dict.fromkeys(line["probe"] for line in lines)
         blocks = []
         for probe in probes:
-            measured = [line for line in lines if line["probe"] == probe]
-            blocks += [*_network_values(measured), *_layer_values(measured[0], width)]
+            probe_lines = [line for line in lines if line["probe"] == probe]
+            blocks += [*_network_values(probe_lines), *_layer_values(probe_lines[0], width)]
         if not lines:
             blocks.append(Text("nothing was measured", "dim"))
-        shown += [Padding(block, (0, 0, 0, _INDENT), expand=False) for block in blocks]
-    return Group(*shown)
+        parts += [Padding(block, (0, 0, 0, _INDENT), expand=False) for block in blocks]
+    return Group(*parts)
 
 
 def _network_values(lines: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
@@ -180,11 +180,11 @@ def _layer_values(line: Mapping[str, Any], width: int) -> list[RenderableType]:
         for spare, quantity in enumerate(quantities, start=1)
     ]
     table = fitted_table(columns, list(layers), width)
-    shown: list[RenderableType] = [Text(_checkpoint(line), "dim"), table]
-    if missing := len(columns) - len(table.columns):
-        text = "1 more column" if missing == 1 else f"{missing} more columns"
-        shown.append(Text(f"{text} in a wider terminal or a pipe", "dim"))
-    return shown
+    parts: list[RenderableType] = [Text(_checkpoint(line), "dim"), table]
+    if missing_count := len(columns) - len(table.columns):
+        text = "1 more column" if missing_count == 1 else f"{missing_count} more columns"
+        parts.append(Text(f"{text} in a wider terminal or a pipe", "dim"))
+    return parts
 
 
 def _checkpoint(line: Mapping[str, Any]) -> str:

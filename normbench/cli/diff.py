@@ -80,10 +80,10 @@ def _stores(arguments: Namespace) -> list[str]:
     if arguments.store is not None:
         return []
     stores = [word for word in words if Path(word).is_dir() and not Run(Path(word)).exists]
-    others = [word for word in words if word not in stores]
-    if stores and others:
+    other_words = [word for word in words if word not in stores]
+    if stores and other_words:
         raise UserError(
-            f"{stores[0]!r} is a store and {others[0]!r} is not: name two runs or two stores"
+            f"{stores[0]!r} is a store and {other_words[0]!r} is not: name two runs or two stores"
         )
     return stores
 

@@ -44,8 +44,8 @@ def add_arguments(parser: Parser) -> None:
 
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
     def datasets() -> list[tuple[str, str]]:
-        listed = data.rows(data.sources_of(arguments.config_dir))
-        return [(row["name"], row["state"]) for row in listed]
+        rows = data.rows(data.sources_of(arguments.config_dir))
+        return [(row["name"], row["state"]) for row in rows]
 
     checks = collect(datasets=datasets)
     Console().print(render(checks))
@@ -102,7 +102,7 @@ def run_probe(timeout: float = 180.0) -> dict[str, Any]:
     root = str(Path(normbench.__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "normbench.machine"],
             env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
@@ -113,42 +113,43 @@ def run_probe(timeout: float = 180.0) -> dict[str, Any]:
         )
     except subprocess.TimeoutExpired:
         return {"error": f"importing the frameworks took more than {timeout:.0f} s"}
-    for line in done.stdout.splitlines():
+    for line in process.stdout.splitlines():
         if line.startswith(MARK):
             return json.loads(line.removeprefix(MARK))
-    if done.returncode < 0:
-        how = f"killed by {signal.Signals(-done.returncode).name}"
+    if process.returncode < 0:
+        ending = f"killed by {signal.Signals(-process.returncode).name}"
     else:
-        how = f"exit status {done.returncode}"
-    last = done.stderr.strip().splitlines()[-1:]
-    return {"error": ": ".join([f"importing the frameworks ended with {how}", *last])}
+        ending = f"exit status {process.returncode}"
+    last = process.stderr.strip().splitlines()[-1:]
+    return {"error": ": ".join([f"importing the frameworks ended with {ending}", *last])}
 
 
-def _install(what: str) -> str:
-    return f"pip install '{what}'"
+def _install(requirement: str) -> str:
+    return f"pip install '{requirement}'"
 
 
 def _machine() -> Iterator[Check]:
-    here = ".".join(map(str, sys.version_info[:3]))
-    enough = sys.version_info >= (3, 11)
+    python = ".".join(map(str, sys.version_info[:3]))
+    is_supported = sys.version_info >= (3, 11)
     yield Check(
         "machine",
         "Python",
-        "ok" if enough else "missing",
-        f"{here} ({sys.executable})" + ("" if enough else "; normbench needs 3.11 or later"),
+        "ok" if is_supported else "missing",
+        f"{python} ({sys.executable})"
+        + ("" if is_supported else "; normbench needs 3.11 or later"),
     )
     yield Check("machine", "platform", "ok", platform.platform())
     yield Check("machine", "processor", "ok", processor())
     cores = os.cpu_count() or 1
-    usable = threads.cores()
-    text = str(cores) if usable == cores else f"{usable} of {cores} may be used"
+    usable_cores = threads.cores()
+    text = str(cores) if usable_cores == cores else f"{usable_cores} of {cores} may be used"
     yield Check("machine", "cores", "ok", text)
     flags = instructions()
-    present = [name for name in _INSTRUCTIONS if name in flags]
-    if present:
-        slow = "in software, up to ten times as slow as float32"
-        note = "in hardware" if is_native("mixed_bfloat16") else slow
-        text = f"{' '.join(present)}; precision=mixed_bfloat16 runs {note}"
+    names = [name for name in _INSTRUCTIONS if name in flags]
+    if names:
+        in_software = "in software, up to ten times as slow as float32"
+        note = "in hardware" if is_native("mixed_bfloat16") else in_software
+        text = f"{' '.join(names)}; precision=mixed_bfloat16 runs {note}"
         yield Check("machine", "instructions", "ok", text)
     if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":
         text = "off, because TF_ENABLE_ONEDNN_OPTS=0: unset it for faster training on a CPU"
@@ -167,23 +168,23 @@ def _machine() -> Iterator[Check]:
     yield Check("machine", "git", "ok" if git else "warn", text)
 
 
-def _frameworks(found: Mapping[str, Any]) -> Iterator[Check]:
-    if "error" in found:
-        mend = _install("--force-reinstall normbench")
-        yield Check("frameworks", "TensorFlow", "missing", f"{found['error']}; {mend}")
+def _frameworks(probe_result: Mapping[str, Any]) -> Iterator[Check]:
+    if "error" in probe_result:
+        fix = _install("--force-reinstall normbench")
+        yield Check("frameworks", "TensorFlow", "missing", f"{probe_result['error']}; {fix}")
         return
     for title, name in (("TensorFlow", "tensorflow"), ("Keras", "keras")):
-        part = found.get(name) or {"error": "not checked"}
+        part = probe_result.get(name) or {"error": "not checked"}
         if "error" in part:
-            installed = version(name)
-            if name == "tensorflow" and _is_jax_alone(found):
+            installed_version = version(name)
+            if name == "tensorflow" and _is_jax_alone(probe_result):
                 text = f"not installed: runs need backend=jax, or {_install('normbench')}"
                 yield Check("frameworks", title, "absent", text)
                 continue
-            if installed is None:
+            if installed_version is None:
                 text = f"not installed: {_install('normbench')}"
             else:
-                text = f"{installed} does not import: {part['error']}"
+                text = f"{installed_version} does not import: {part['error']}"
             yield Check("frameworks", title, "missing", text)
             continue
         text = part["version"]
@@ -192,10 +193,14 @@ def _frameworks(found: Mapping[str, Any]) -> Iterator[Check]:
         yield Check("frameworks", title, "ok", f"{text} (imports in {part['seconds']:.1f} s)")
 
 
-def _is_jax_alone(found: Mapping[str, Any]) -> bool:
+def _is_jax_alone(probe_result: Mapping[str, Any]) -> bool:
     """Return whether JAX can be used, and TensorFlow is not installed."""
-    imports = "error" not in (found.get("jax") or {"error": ""})
-    return imports and "error" in (found.get("tensorflow") or {}) and version("tensorflow") is None
+    imports = "error" not in (probe_result.get("jax") or {"error": ""})
+    return (
+        imports
+        and "error" in (probe_result.get("tensorflow") or {})
+        and version("tensorflow") is None
+    )
 
 
 def _memory(gpu: Mapping[str, Any]) -> str:
@@ -204,29 +209,33 @@ def _memory(gpu: Mapping[str, Any]) -> str:
     return f", {size(gpu['total'])}, {size(gpu['free'])} free"
 
 
-def _gpus(found: Mapping[str, Any], driver: list[dict[str, Any]]) -> Iterator[Check]:
-    nvml = found.get("nvml")
-    known = nvml if isinstance(nvml, list) else driver
-    alone = _is_jax_alone(found)
-    title, framework = ("JAX", found["jax"]) if alone else ("TensorFlow", found.get("tensorflow"))
+def _gpus(probe_result: Mapping[str, Any], driver: list[dict[str, Any]]) -> Iterator[Check]:
+    nvml = probe_result.get("nvml")
+    driver_gpus = nvml if isinstance(nvml, list) else driver
+    is_jax_alone = _is_jax_alone(probe_result)
+    title, framework = (
+        ("JAX", probe_result["jax"])
+        if is_jax_alone
+        else ("TensorFlow", probe_result.get("tensorflow"))
+    )
     framework = framework or {}
-    seen = framework.get("gpus") or []
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    for index, gpu in enumerate(known):
+    framework_gpus = framework.get("gpus") or []
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    for index, gpu in enumerate(driver_gpus):
         yield Check("GPUs", f"driver, GPU {index}", "ok", f"{gpu['name']}{_memory(gpu)}")
-    for index, gpu in enumerate(seen):
+    for index, gpu in enumerate(framework_gpus):
         capability = f", compute capability {gpu['capability']}" if gpu.get("capability") else ""
         yield Check("GPUs", f"{title}, GPU {index}", "ok", f"{gpu['name']}{capability}")
-    if not known and not seen:
+    if not driver_gpus and not framework_gpus:
         yield Check("GPUs", "none", "ok", "runs train on the CPU")
-    elif not seen and "error" not in framework and "error" not in found:
-        if hidden is not None and hidden in ("", "-1"):
-            text = f"hidden from {title} by CUDA_VISIBLE_DEVICES={hidden!r}"
-        elif alone:
+    elif not framework_gpus and "error" not in framework and "error" not in probe_result:
+        if devices is not None and devices in ("", "-1"):
+            text = f"hidden from {title} by CUDA_VISIBLE_DEVICES={devices!r}"
+        elif is_jax_alone:
             text = f"not seen by JAX: {_install('jax[cuda13]')}"
         else:
-            why = "" if framework.get("cuda") else ", which is built without CUDA"
-            text = f"not seen by TensorFlow{why}: {_install('normbench[gpu]')}"
+            cause = "" if framework.get("cuda") else ", which is built without CUDA"
+            text = f"not seen by TensorFlow{cause}: {_install('normbench[gpu]')}"
         yield Check("GPUs", title, "warn", text)
 
 
@@ -236,8 +245,8 @@ def _data(datasets: Iterable[tuple[str, str]]) -> Iterator[Check]:
             text = f"normbench data prepare {name} (or import {name} --from PATH)"
             yield Check("data", name, "missing", text)
         else:
-            sound = state in ("ready", "built in")
-            yield Check("data", name, "ok" if sound else "warn", state)
+            is_sound = state in ("ready", "built in")
+            yield Check("data", name, "ok" if is_sound else "warn", state)
 
 
 def _store(root: str | os.PathLike[str]) -> Iterator[Check]:
@@ -245,7 +254,7 @@ def _store(root: str | os.PathLike[str]) -> Iterator[Check]:
     folder = store.root.absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
-    there = folder == store.root.absolute()
+    exists = folder == store.root.absolute()
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".normbench-") as file:
             file.write(b"\0" * 4096)
@@ -261,7 +270,7 @@ def _store(root: str | os.PathLike[str]) -> Iterator[Check]:
     except StoreError as error:
         yield Check("store", str(store.root), "missing", str(error))
         return
-    text = f"{len(runs)} runs" if there else "created by the first run"
+    text = f"{len(runs)} runs" if exists else "created by the first run"
     yield Check("store", str(store.root), "ok", text)
     for path, reason in foreign[:3]:
         yield Check("store", path.name, "warn", reason)
@@ -271,23 +280,23 @@ def _store(root: str | os.PathLike[str]) -> Iterator[Check]:
     yield Check("store", "free space", "ok" if free >= 1 << 30 else "warn", size(free))
 
 
-def _extras(found: Mapping[str, Any]) -> Iterator[Check]:
+def _extras(probe_result: Mapping[str, Any]) -> Iterator[Check]:
     for extra, (distribution, purpose) in EXTRAS.items():
-        installed = version(distribution)
-        if installed is None:
+        installed_version = version(distribution)
+        if installed_version is None:
             if extra == "tfa" and sys.version_info >= (3, 12):
                 text = f"no release for Python 3.12 or later; with 3.11, for {purpose}"
             else:
                 text = f"{_install(f'normbench[{extra}]')} for {purpose}"
             yield Check("extras", extra, "missing", text)
             continue
-        error = (found.get(extra) or {}).get("error")
+        error = (probe_result.get(extra) or {}).get("error")
         if error and extra == "jax":
-            yield Check("extras", extra, "warn", f"{installed} does not import: {error}")
+            yield Check("extras", extra, "warn", f"{installed_version} does not import: {error}")
         elif extra == "slurm" and shutil.which("sbatch") is None:
-            yield Check("extras", extra, "ok", f"{installed}; no sbatch on this machine")
+            yield Check("extras", extra, "ok", f"{installed_version}; no sbatch on this machine")
         else:
-            yield Check("extras", extra, "ok", f"{installed}, for {purpose}")
+            yield Check("extras", extra, "ok", f"{installed_version}, for {purpose}")
 
 
 def collect(
@@ -306,16 +315,16 @@ def collect(
         driver: Lists the GPUs of the driver.
     """
     with ThreadPoolExecutor(1) as other:  # importing the frameworks takes most of the time
-        probing = other.submit(probe)
+        future = other.submit(probe)
         machine = list(_machine())
         data_and_store = [*_data(datasets() if callable(datasets) else datasets), *_store(store)]
-        found = probing.result()
+        probe_result = future.result()
     return [
         *machine,
-        *_frameworks(found),
-        *_gpus(found, driver()),
+        *_frameworks(probe_result),
+        *_gpus(probe_result, driver()),
         *data_and_store,
-        *_extras(found),
+        *_extras(probe_result),
     ]
 
 
@@ -345,10 +354,10 @@ def render(checks: Iterable[Check]) -> Group:
             Text(check.text),
         )
         last = check.section
-    absent = lacking(checks)
-    if absent:
+    missing_checks = lacking(checks)
+    if missing_checks:
         verdict = Text("no run can train without: ", "red")
-        verdict.append(", ".join(f"{check.section} {check.item}" for check in absent))
+        verdict.append(", ".join(f"{check.section} {check.item}" for check in missing_checks))
     else:
         on_jax = any(check[:3] == ("frameworks", "TensorFlow", "absent") for check in checks)
         run = "a run with backend=jax" if on_jax else "a run"

@@ -40,11 +40,11 @@ def rows(config_dir: str | Path | None = None) -> list[dict[str, Any]]:
     Keys: ``experiment``, ``scale``, ``cells``, ``trials`` (0 if nothing is tuned), ``minutes``,
     ``asks``.
     """
-    found = []
+    entries = []
     for name in group_options(config_dir).get("experiment", []):
         experiment = load(name, config_dir)
         for scale in (FULL, *experiment.scales):
-            found.append(
+            entries.append(
                 {
                     "experiment": name,
                     "scale": scale,
@@ -54,7 +54,7 @@ def rows(config_dir: str | Path | None = None) -> list[dict[str, Any]]:
                     "asks": experiment.title,
                 }
             )
-    return found
+    return entries
 
 
 def page(config_dir: str | Path | None = None) -> RenderableType:
@@ -104,8 +104,8 @@ def details(name: str, config_dir: str | Path | None = None) -> str:
         minutes = experiment.minutes.get(scale)
         time = f", about {minutes:g} minutes on two CPU cores" if minutes else ""
         trials = _trials(experiment, scale, config_dir)
-        before = f" after {trials:,} trials" if trials else ""
-        lines.append(f"  {scale}: {_runs(experiment, scale, config_dir)}{before}{time}")
+        trials_note = f" after {trials:,} trials" if trials else ""
+        lines.append(f"  {scale}: {_runs(experiment, scale, config_dir)}{trials_note}{time}")
     return "\n".join(lines)
 
 

@@ -85,14 +85,14 @@ def explained(word: str | None, config_dir: str | None = None) -> list[dict[str,
             }
             for name in groups[group]
         ]
-    within, _, key = group.rpartition(".")
-    if within in groups:
-        return _of_key(within, key, groups[within], config_dir)
+    parent, _, key = group.rpartition(".")
+    if parent in groups:
+        return _of_key(parent, key, groups[parent], config_dir)
     top = explained(None, config_dir)
-    found = [row for row in top if row["key"] == word]
-    if not found:
+    matches = [row for row in top if row["key"] == word]
+    if not matches:
         raise unknown("key", word, [row["key"] for row in top])
-    return found
+    return matches
 
 
 def _parts(word: str) -> tuple[str, str, str]:
@@ -110,49 +110,49 @@ def _of_choice(group: str, name: str, config_dir: str | None) -> list[dict[str, 
         if isinstance(entry, str) and entry != "_self_":
             rows += _of_choice(group, entry, config_dir)
     target = values.get("_target_")
-    own = _keys(file.read_text(encoding="utf-8"), f"{group.replace('/', '.')}.", target)
-    known = {row["key"] for row in own}
-    return [row for row in rows if row["key"] not in known] + own
+    own_rows = _keys(file.read_text(encoding="utf-8"), f"{group.replace('/', '.')}.", target)
+    own_keys = {row["key"] for row in own_rows}
+    return [row for row in rows if row["key"] not in own_keys] + own_rows
 
 
 def _of_key(
     group: str, key: str, names: Sequence[str], config_dir: str | None
 ) -> list[dict[str, Any]]:
     """Return a key's row for each choice of a group that has it; equal rows are merged."""
-    merged: dict[tuple[str, str], list[str]] = {}
-    every: set[str] = set()
+    choices: dict[tuple[str, str], list[str]] = {}
+    keys: set[str] = set()
     for name in names:
         for row in _of_choice(group, name, config_dir):
-            every.add(row["key"].rpartition(".")[2])
+            keys.add(row["key"].rpartition(".")[2])
             if row["key"].endswith(f".{key}"):
-                merged.setdefault((row["value"], row["meaning"]), []).append(name)
-    if not merged:
-        raise unknown("key", f"{group}.{key}", {f"{group}.{other}" for other in every})
-    known = next((meaning for _, meaning in merged if meaning), "")
+                choices.setdefault((row["value"], row["meaning"]), []).append(name)
+    if not choices:
+        raise unknown("key", f"{group}.{key}", {f"{group}.{other}" for other in keys})
+    default_meaning = next((meaning for _, meaning in choices if meaning), "")
     return [
         {
             "key": f"{group.replace('/', '.')}.{key}",
             "value": value,
-            "meaning": meaning or known,
-            "in": ", ".join(found),
+            "meaning": meaning or default_meaning,
+            "in": ", ".join(choice_names),
         }
-        for (value, meaning), found in merged.items()
+        for (value, meaning), choice_names in choices.items()
     ]
 
 
 def _keys(text: str, prefix: str, target: str | None) -> list[dict[str, Any]]:
     """Return the top-level keys of a YAML text, with their comments."""
     rows = []
-    described: Described | None = None
+    documentation: Described | None = None
     for line in text.splitlines():
-        found = re.match(r"([A-Za-z_]\w*):\s*(.*?)\s*(?:#\s*(.*))?$", line)
-        if not found or found[1] in _HIDDEN or found[2] == "{}":
+        match = re.match(r"([A-Za-z_]\w*):\s*(.*?)\s*(?:#\s*(.*))?$", line)
+        if not match or match[1] in _HIDDEN or match[2] == "{}":
             continue
-        meaning = found[3] or ""
+        meaning = match[3] or ""
         if not meaning and target:
-            described = described or Described(target)
-            meaning = described.about(found[1])
-        rows.append({"key": f"{prefix}{found[1]}", "value": found[2], "meaning": meaning})
+            documentation = documentation or Described(target)
+            meaning = documentation.about(match[1])
+        rows.append({"key": f"{prefix}{match[1]}", "value": match[2], "meaning": meaning})
     return rows
 
 

@@ -96,8 +96,8 @@ def _export_model(arguments: Namespace) -> None:
     if arguments.style != DEFAULT:
         raise UserError("--style is for the table: --model FILE names the model's file")
     if len(arguments.folders) != 1:
-        named = f", not {len(arguments.folders)}" if arguments.folders else ""
-        raise UserError(f"export --model needs one run{named}: its {RUN_NAMES}")
+        count_note = f", not {len(arguments.folders)}" if arguments.folders else ""
+        raise UserError(f"export --model needs one run{count_note}: its {RUN_NAMES}")
     quiet_tensorflow()
     from normbench.engine.export import export
 

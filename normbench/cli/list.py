@@ -37,8 +37,8 @@ def add_arguments(parser: Parser) -> None:
 
 def execute(arguments: Namespace, command: Sequence[str]) -> int:
     store = Store(store_of(arguments))
-    named = arguments.store or os.environ.get("NORMBENCH_STORE")
-    if named and not store.root.is_dir():
+    store_name = arguments.store or os.environ.get("NORMBENCH_STORE")
+    if store_name and not store.root.is_dir():
         raise UserError(f"there is no store {str(store.root)!r}: no such folder")
     runs = store.runs()
     tuning = tuning_of(store) if runs else None
@@ -49,16 +49,16 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     if arguments.where is not None:
         runs = [run for run in runs if run.name in places]
 
-    def found() -> list[dict[str, Any]]:
-        listed = rows(runs, tuning=tuning)
+    def run_rows() -> list[dict[str, Any]]:
+        result = rows(runs, tuning=tuning)
         if arguments.sort is not None:  # runs that cannot be read have no values and come last
-            listed.sort(key=lambda row: places.get(row["name"], len(places)))
-        return listed[::-1] if arguments.reverse else listed
+            result.sort(key=lambda row: places.get(row["name"], len(places)))
+        return result[::-1] if arguments.reverse else result
 
     if arguments.json:
-        print(json.dumps(found(), indent=1))
+        print(json.dumps(run_rows(), indent=1))
     elif runs:
-        print_rows(found, lambda: table(found()))
+        print_rows(run_rows, lambda: table(run_rows()))
     elif arguments.where is not None and store.runs():
         print(f"no run matches --where {arguments.where!r}")
     else:
@@ -101,13 +101,13 @@ def rows(
     is the reason of a run that failed, or whose files cannot be read (status ``unreadable``).
     """
     now = datetime.now(UTC) if now is None else now
-    listed = [_row(run, now) for run in runs]
-    found = differences([config for _, config in listed])
-    for (row, _), differs in zip(listed, found, strict=True):
-        row["differs"] = as_overrides(differs)
+    pairs = [_row(run, now) for run in runs]
+    diffs = differences([config for _, config in pairs])
+    for (row, _), diff in zip(pairs, diffs, strict=True):
+        row["differs"] = as_overrides(diff)
         row["trial"] = tuning is not None and row["name"] in tuning.trials
         row["superseded"] = tuning is not None and row["name"] in tuning.superseded
-    return sorted((row for row, _ in listed), key=_order)
+    return sorted((row for row, _ in pairs), key=_order)
 
 
 def _row(run: Run, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -140,8 +140,8 @@ def _row(run: Run, now: datetime) -> tuple[dict[str, Any], dict[str, Any]]:
         meta = run.meta or {}
         row["started"], row["ended"] = meta.get("started"), meta.get("ended")
         row["age_seconds"] = seconds_since(row["ended"] or last.get("time") or row["started"], now)
-        found = annotations.read(run)
-        row["tags"], row["note"] = ",".join(found.tags), found.note
+        annotation = annotations.read(run)
+        row["tags"], row["note"] = ",".join(annotation.tags), annotation.note
         error = meta.get("error")
         if row["status"] == "failed" and error:
             row["problem"] = failure(error)
@@ -155,15 +155,15 @@ def _name_parts(run: Run, config: Mapping[str, Any]) -> dict[str, Any]:
     match = NAME.fullmatch(run.name)
     dataset = config.get("dataset")
     title = dataset.get("title") if isinstance(dataset, dict) else None
-    titled = {"dataset": title} if title else {}  # the title that tables use for user images
+    title_part = {"dataset": title} if title else {}  # the title that tables use for user images
     if match:
         numbers = {key: int(match[key]) for key in ("batch", "seed")}
-        return {**match.groupdict(), **numbers, **titled}
+        return {**match.groupdict(), **numbers, **title_part}
     parts = {key: config.get(key) for key in _NAME_PARTS}
-    named = {
+    names = {
         key: value.get("name") if isinstance(value, dict) else value for key, value in parts.items()
     }
-    return {**named, **titled}
+    return {**names, **title_part}
 
 
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -90,12 +90,12 @@ def _beside_hydra() -> Iterator[None]:
     """Allow composing another config while Hydra runs a job, which Hydra would refuse."""
     from hydra.core.global_hydra import GlobalHydra
 
-    running = GlobalHydra.instance().hydra
+    instance = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         yield
     finally:
-        GlobalHydra.instance().hydra = running
+        GlobalHydra.instance().hydra = instance
 
 
 def train_job(tree: Any) -> float | None:
@@ -119,8 +119,8 @@ def train_job(tree: Any) -> float | None:
         if not _warm.has_loop_for(config):
             _warm.drop_loop()
         # Concurrent jobs cannot share a live line.
-        alone = settings.runtime.choices["hydra/launcher"] == "basic"
-        with RunScreen(live=None if alone else False) as screen:
+        is_sequential = settings.runtime.choices["hydra/launcher"] == "basic"
+        with RunScreen(live=None if is_sequential else False) as screen:
             command = ["normbench", "run", *settings.overrides.task]
             result = train(config, observer=screen, command=command, warm=_warm)
     except Exception as error:

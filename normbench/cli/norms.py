@@ -148,30 +148,33 @@ class Catalogue:
     def weight(self, name: str) -> CatalogueEntry:
         """Describe a file of ``conf/norm/weight/``."""
         spec = self.compose(f"norm/weight={name}")["weight"]
-        nothing = {**_NOTHING, "formula": "Ŵ = W"}
-        fields, options = _described("norm.weight", spec, nothing)
+        placeholder = {**_NOTHING, "formula": "Ŵ = W"}
+        fields, options = _described("norm.weight", spec, placeholder)
         return _entry(name, self.header("norm/weight", name), fields, options)
 
 
 def _norm_entry(name: str, spec: Mapping[str, Any], header: str) -> CatalogueEntry:
     parts = [("", "norm", spec)]
-    placed = [(place, f"norm.places.{place}", g) for place, g in (spec.get("places") or {}).items()]
+    placements = [
+        (place, f"norm.places.{place}", g) for place, g in (spec.get("places") or {}).items()
+    ]
     if spec.get("bfn"):
-        placed.append((spec["place"], "norm.bfn", spec["bfn"]))
-    parts += [(f"at {place}: ", key, group) for place, key, group in placed]
+        placements.append((spec["place"], "norm.bfn", spec["bfn"]))
+    parts += [(f"at {place}: ", key, group) for place, key, group in placements]
     weight = spec.get("weight") or {}
     has_weight = weight.get("name", "none") != "none"
     if has_weight:
         parts.append(("kernels: ", "norm.weight", weight))
 
-    described = [(goes, *_described(key, group, _NOTHING)) for goes, key, group in parts]
+    descriptions = [(prefix, *_described(key, group, _NOTHING)) for prefix, key, group in parts]
     joined = {
-        field: _joined((goes, fields[field]) for goes, fields, _ in described) for field in FIELDS
+        field: _joined((prefix, fields[field]) for prefix, fields, _ in descriptions)
+        for field in FIELDS
     }
-    cited = re.search(_CITATION, header)
-    if placed and cited:  # cite the placement before the normalization that it places
-        joined["source"] = f"{cited[1]}; {joined['source']}"
-    options = [option for _, _, own in described for option in own]
+    citation = re.search(_CITATION, header)
+    if placements and citation:  # cite the placement before the normalization that it places
+        joined["source"] = f"{citation[1]}; {joined['source']}"
+    options = [option for _, _, part_options in descriptions for option in part_options]
     if "place" in spec:
         options.insert(0, Option("norm.place", spec["place"], "where norm.bfn goes"))
     return _entry(name, header, joined, options, has_weight)
@@ -191,40 +194,40 @@ def _entry(
 
 
 def _described(
-    key: str, spec: Mapping[str, Any], nothing: dict[str, str]
+    key: str, spec: Mapping[str, Any], placeholder: dict[str, str]
 ) -> tuple[dict[str, str], tuple[Option, ...]]:
     """Return the texts of a layer class, and its options with their values."""
     path = spec.get("_target_")
     if path is None:
-        return nothing, ()
-    described = Described(path)
+        return placeholder, ()
+    description = Described(path)
     values = options_of(spec, "weight", "places", "place", "bfn")
-    fields = {field: described.get(field) or "not said" for field in FIELDS}
-    options = (Option(f"{key}.{name}", v, described.about(name)) for name, v in values.items())
+    fields = {field: description.get(field) or "not said" for field in FIELDS}
+    options = (Option(f"{key}.{name}", v, description.about(name)) for name, v in values.items())
     return _as_set(fields, values), tuple(options)
 
 
 def _as_set(fields: dict[str, str], options: Mapping[str, Any]) -> dict[str, str]:
     """Remove the scale and the shift from the texts if the options switch them off."""
     formula, parameters = fields["formula"], fields["parameters"]
-    off = [
+    off_symbols = [
         symbol
         for option, symbol in (("scale", "γ"), ("center", "β"))
         if options.get(option) is False
     ]
-    if "γ" in off:
+    if "γ" in off_symbols:
         formula = formula.replace("γ·", "")
-    if "β" in off:
+    if "β" in off_symbols:
         formula = formula.replace(" + β", "")
-    if "γ, β: " in parameters and off:
-        remaining = "γ: " if off == ["β"] else "β: "
-        parameters = "none" if len(off) == 2 else parameters.replace("γ, β: ", remaining)
+    if "γ, β: " in parameters and off_symbols:
+        prefix = "γ: " if off_symbols == ["β"] else "β: "
+        parameters = "none" if len(off_symbols) == 2 else parameters.replace("γ, β: ", prefix)
     return {**fields, "formula": formula, "parameters": parameters}
 
 
 def _joined(parts: Iterable[tuple[str, str]]) -> str:
     """Join texts on one line, each prefixed by its place; "none" if all are "none"."""
-    return "; ".join(f"{goes}{text}" for goes, text in parts if text != "none") or "none"
+    return "; ".join(f"{prefix}{text}" for prefix, text in parts if text != "none") or "none"
 
 
 def rows(catalogue: Catalogue) -> list[dict[str, str]]:
@@ -268,13 +271,13 @@ def page(
         "norm=NAME, with a weight parametrization": [entry for entry in norms if entry.has_weight],
         "norm/weight=NAME, with any norm": weights,
     }
-    shown: list[RenderableType] = []
+    parts: list[RenderableType] = []
     for heading, entries in sections.items():
-        shown.append(Text(heading if not shown else f"\n{heading}", style="bold"))
-        shown += [show(entry, width) for entry in entries]
+        parts.append(Text(heading if not parts else f"\n{heading}", style="bold"))
+        parts += [show(entry, width) for entry in entries]
     if end:
-        shown.append(Text(f"\n{end}", style="dim"))
-    return Group(*shown)
+        parts.append(Text(f"\n{end}", style="dim"))
+    return Group(*parts)
 
 
 def details(entry: CatalogueEntry) -> RenderableType:
@@ -290,14 +293,14 @@ def details(entry: CatalogueEntry) -> RenderableType:
     options.add_column("meaning")
     for option in entry.options:
         options.add_row(Text(option.key), Text(_written(option.value)), Text(option.about))
-    shown: list[RenderableType] = [
+    parts: list[RenderableType] = [
         Text(entry.name, style="bold red" if entry.is_wrong else "bold"),
         Text(entry.summary),
         Padding(facts, (1, 0, 0, 0)),
     ]
     if options.row_count:
-        shown.append(Padding(options, (1, 0, 0, 0)))
-    return Group(*shown)
+        parts.append(Padding(options, (1, 0, 0, 0)))
+    return Group(*parts)
 
 
 def _line(entry: CatalogueEntry, width: int) -> RenderableType:
@@ -369,9 +372,9 @@ class Described:
     def about(self, option: str) -> str:
         """Return the description of an option in the docstring's ``Args:``, or an empty text."""
         for node in self._lineage:
-            found = _arguments(_docstring(node)).get(option)
-            if found:
-                return found.replace("``", "")
+            text = _arguments(_docstring(node)).get(option)
+            if text:
+                return text.replace("``", "")
         return ""
 
 
@@ -381,7 +384,7 @@ def _lineage(path: str) -> Iterator[Any]:
     tree = _parsed(module_name)
     if tree is None:
         return
-    imported = {
+    imports = {
         alias.asname or alias.name: f"{node.module}.{alias.name}"
         for node in tree.body
         if isinstance(node, ast.ImportFrom) and node.module and not node.level
@@ -392,10 +395,10 @@ def _lineage(path: str) -> Iterator[Any]:
             yield node
             for base in getattr(node, "bases", ()):
                 if isinstance(base, ast.Name):
-                    yield from _lineage(imported.get(base.id, f"{module_name}.{base.id}"))
+                    yield from _lineage(imports.get(base.id, f"{module_name}.{base.id}"))
             return
-    if name in imported:
-        yield from _lineage(imported[name])
+    if name in imports:
+        yield from _lineage(imports[name])
 
 
 @cache
@@ -427,13 +430,13 @@ def _docstring(node: Any) -> str:
 def _arguments(docstring: str) -> dict[str, str]:
     """Return the descriptions in a docstring's section ``Args:``, by option."""
     section = re.search(r"^Args:\n((?:[ \t]+.*\n?|\n)+)", docstring, re.MULTILINE)
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     name = ""
     for line in section[1].splitlines() if section else ():
         start = re.match(r"    \*{0,2}(\w+): (.*)", line)
         if start:
             name = start[1]
-            found[name] = start[2]
+            descriptions[name] = start[2]
         elif name and line.strip():
-            found[name] += f" {line.strip()}"
-    return found
+            descriptions[name] += f" {line.strip()}"
+    return descriptions

@@ -86,8 +86,8 @@ class NotebookLive:
 
     def refresh(self) -> None:
         """Replace the output if the content has changed."""
-        before, bundle = self._shown, self._bundle()
-        if self._handle is not None and self._shown != before:
+        previous, bundle = self._shown, self._bundle()
+        if self._handle is not None and self._shown != previous:
             self._handle.update(bundle, raw=True)
 
     def stop(self) -> None:

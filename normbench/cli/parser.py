@@ -126,12 +126,12 @@ def add_style(parser: Parser, made: str) -> None:
         parser: The parser of a command.
         made: What the command sizes for a venue, such as ``"LaTeX tables"``.
     """
-    *others, last = VENUES
+    *venues, last = VENUES
     parser.add_argument(
         "--style",
         metavar="STYLE",
         default=DEFAULT,
-        help=f"size {made} for {', '.join(others)} or {last} (default: %(default)s)",
+        help=f"size {made} for {', '.join(venues)} or {last} (default: %(default)s)",
     )
 
 
@@ -201,12 +201,12 @@ def stores_of(arguments: Namespace) -> list[str]:
     Raises:
         UserError: Stores are named both as arguments and with ``--store``.
     """
-    named = [word.removeprefix("store=") for word in arguments.folders]
-    if not named:
+    stores = [word.removeprefix("store=") for word in arguments.folders]
+    if not stores:
         return [store_of(arguments)]
-    if arguments.store is not None and named != [arguments.store]:
-        raise UserError(f"two stores are named: {named[0]!r} and {arguments.store!r}")
-    return named
+    if arguments.store is not None and stores != [arguments.store]:
+        raise UserError(f"two stores are named: {stores[0]!r} and {arguments.store!r}")
+    return stores
 
 
 def overrides_of(arguments: Namespace) -> list[str]:
@@ -220,8 +220,8 @@ def overrides_of(arguments: Namespace) -> list[str]:
         arguments.parser.print_help()
         example = "dataset=digits arch=resnet8 epochs=5"
         raise UserError(f"{arguments.command} needs KEY=VALUE words, as {example}")
-    named = any(word.lstrip("+").startswith("store=") for word in arguments.overrides)
-    if arguments.store is None or named:
+    has_store = any(word.lstrip("+").startswith("store=") for word in arguments.overrides)
+    if arguments.store is None or has_store:
         return arguments.overrides
     from normbench.overrides import quoted
 

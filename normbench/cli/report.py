@@ -137,8 +137,8 @@ def _list_metrics(stores: Sequence[str]) -> int:
     if len(stores) > 1 or Path(stores[0]).is_dir():
         frames, _ = load_stores(stores)
         metrics = frames.metrics
-        known = frames.curves.groupby("run").count().gt(0).sum()  # runs with a value in any epoch
-        counts = {str(name): int(count) for name, count in known.items()}
+        runs = frames.curves.groupby("run").count().gt(0).sum()  # runs with a value in any epoch
+        counts = {str(name): int(count) for name, count in runs.items()}
         counts |= {str(name): int(count) for name, count in frames.runs.count().items()}
     rows = [
         {

@@ -75,33 +75,33 @@ def _remove(store: Store, arguments: Namespace, command: Sequence[str]) -> int:
 def _trash(store: Store) -> dict[Path, tuple[str, str]]:
     """Return the name and the reason of each folder that was set aside, oldest first."""
     matches = [(_ASIDE.fullmatch(path.name), path) for path in store.root.iterdir()]
-    known = [
+    pairs = [
         (match, path)
         for match, path in matches
         if match and path.is_dir() and not path.is_symlink()
     ]
-    known.sort(key=lambda pair: pair[0]["time"])
-    return {path: (match["name"], match["why"]) for match, path in known}
+    pairs.sort(key=lambda pair: pair[0]["time"])
+    return {path: (match["name"], match["why"]) for match, path in pairs}
 
 
 def removed(store: Store) -> dict[str, Path]:
     """Return the folders of the runs that ``--restore`` can restore, by run name."""
-    return {name: path for path, (name, why) in _trash(store).items() if why == REMOVED}
+    return {name: path for path, (name, reason) in _trash(store).items() if reason == REMOVED}
 
 
 def _restore(store: Store, names: Sequence[str], dry_run: bool) -> int:
-    there = removed(store)
-    chosen = {}
+    removed_paths = removed(store)
+    paths = {}
     for text in names:
-        found = named(list(there), text)
-        if not found:
-            raise unknown("removed run", text, there)
-        if len(found) > 1:
-            raise UserError(f"removed run {text!r} could be any of {', '.join(found[:4])}")
-        if store.run(found[0]).path.exists():
-            raise UserError(f"the store has a new run {found[0]}: remove it first")
-        chosen[found[0]] = there[found[0]]
-    for name, path in chosen.items():
+        matches = named(list(removed_paths), text)
+        if not matches:
+            raise unknown("removed run", text, removed_paths)
+        if len(matches) > 1:
+            raise UserError(f"removed run {text!r} could be any of {', '.join(matches[:4])}")
+        if store.run(matches[0]).path.exists():
+            raise UserError(f"the store has a new run {matches[0]}: remove it first")
+        paths[matches[0]] = removed_paths[matches[0]]
+    for name, path in paths.items():
         if not dry_run:
             try:
                 path.rename(store.run(name).path)
@@ -114,13 +114,13 @@ def _restore(store: Store, names: Sequence[str], dry_run: bool) -> int:
 def _empty(store: Store, dry_run: bool) -> int:
     total = 0
     trash = _trash(store)
-    for path, (name, why) in trash.items():
+    for path, (name, reason) in trash.items():
         total += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         if not dry_run:
             try:
                 shutil.rmtree(path)
             except OSError as error:
                 raise NormbenchError(f"cannot delete {path}: {error.strerror}") from None
-        print(f"{'would be deleted' if dry_run else 'deleted'}: {name} ({why})")
+        print(f"{'would be deleted' if dry_run else 'deleted'}: {name} ({reason})")
     print(f"{counted(len(trash), 'folder')}, {size(total)}")
     return 0

@@ -205,37 +205,37 @@ class RunScreen(Observer):
         if self._first is None:  # the first step may include compilation
             self._first = now, epoch, step
             return
-        began, first_epoch, first_step = self._first
-        if self._estimated or epoch != first_epoch or now - began < MEASURED:
+        first_time, first_epoch, first_step = self._first
+        if self._estimated or epoch != first_epoch or now - first_time < MEASURED:
             return
         self._estimated = True
         steps = ((self._info.get("epochs") or 0) - epoch + 1) * self._steps - step
-        seconds = steps * (now - began) / max(1, step - first_step)
+        seconds = steps * (now - first_time) / max(1, step - first_step)
         if seconds >= LONG:
-            left = f"about {duration(seconds)} left"
+            text = f"about {duration(seconds)} left"
             hint = "Ctrl-C stops the run, and the same command resumes it"
-            self._write(Text(f"{left}; {hint}", "dim"))
+            self._write(Text(f"{text}; {hint}", "dim"))
 
     def _epochs(self) -> str:
         return str(self._info.get("epochs") or "?")
 
     def _plain_progress(self, epoch: int) -> Text:
-        of = self._epochs()
+        total = self._epochs()
         return Text(
-            f"epoch {epoch:>{len(of)}}/{of}  step {self._step:,}/{self._steps:,}  "
+            f"epoch {epoch:>{len(total)}}/{total}  step {self._step:,}/{self._steps:,}  "
             f"train loss {small(self._loss)} acc {percent(self._acc)}  "
             f"{count(self._images_per_s)} images/s  {clock(self._left())} left"
         )
 
     def _plain_epoch(self, row: Mapping[str, Any]) -> Text:
-        of = self._epochs()
+        total = self._epochs()
         seconds = (row.get("train_seconds") or 0) + (row.get("eval_seconds") or 0)
         return Text(
-            f"epoch {row['epoch']:>{len(of)}}/{of}  lr {small(row.get('lr'))}  "
+            f"epoch {row['epoch']:>{len(total)}}/{total}  lr {small(row.get('lr'))}  "
             f"train loss {small(row.get('train_loss'))} acc {percent(row.get('train_acc'))}  "
             f"val loss {small(row.get('val_loss'))} acc {percent(row.get('val_acc'))}  "
             f"{count(row.get('images_per_s'))} images/s  {duration(seconds)}"
-            + ("" if str(row["epoch"]) == of else f"  {clock(self._left())} left")
+            + ("" if str(row["epoch"]) == total else f"  {clock(self._left())} left")
         )
 
     def _ending(self, status: str, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -290,34 +290,34 @@ class RunScreen(Observer):
         epochs = self._info.get("epochs")
         if not epochs:
             return None
-        left = epochs - self._done - (self._step / self._steps if self._steps else 0)
-        taken = [
+        epochs_left = epochs - self._done - (self._step / self._steps if self._steps else 0)
+        epoch_seconds = [
             row["train_seconds"] + (row.get("eval_seconds") or 0)
             for row in self._rows[-3:]
             if row.get("train_seconds") is not None
         ]
-        if taken:
-            return left * sum(taken) / len(taken)
+        if epoch_seconds:
+            return epochs_left * sum(epoch_seconds) / len(epoch_seconds)
         images, rate = self._info.get("images"), self._images_per_s
-        return left * images / rate if images and rate else None
+        return epochs_left * images / rate if images and rate else None
 
     def _line(self, width: int) -> Table:
         """Return the live line without the parts that do not fit in ``width`` characters."""
         width -= len("^C")  # leave room for a terminal's echo of Ctrl-C, which must not wrap
-        info, rate, of = self._info, self._images_per_s, self._epochs()
+        info, rate, total = self._info, self._images_per_s, self._epochs()
         epochs = info.get("epochs") or 0
-        begun = self._done + (self._step / self._steps if self._steps else 0)
+        epochs_done = self._done + (self._step / self._steps if self._steps else 0)
         current = min(self._done + 1, epochs) if epochs else self._done + 1
         val = self._rows[-1].get("val_acc") if self._rows else None
-        parts: list[Text] = [Text(f"{current:>{len(of)}}/{of}", "bold")]
+        parts: list[Text] = [Text(f"{current:>{len(total)}}/{total}", "bold")]
         if rate is None:
-            waited = clock(time.monotonic() - self._waits_since)
-            parts.append(Text(f"starting, {waited}", "dim"))
+            wait = clock(time.monotonic() - self._waits_since)
+            parts.append(Text(f"starting, {wait}", "dim"))
         else:
             if width >= 100:
-                what = f"step {self._step:,}/{self._steps:,}"
-                evaluates = self._steps and self._step >= self._steps
-                parts.append(Text("evaluating" if evaluates else what, "dim"))
+                step_text = f"step {self._step:,}/{self._steps:,}"
+                is_evaluating = self._steps and self._step >= self._steps
+                parts.append(Text("evaluating" if is_evaluating else step_text, "dim"))
             parts.append(Text.assemble(("loss ", "dim"), f"{small(self._loss):>6}"))
             parts.append(Text.assemble(("acc ", "dim"), f"{percent(self._acc, 1):>5}"))
             if is_known(val):
@@ -328,7 +328,7 @@ class RunScreen(Observer):
         while len(parts) > 2 and sum(part.cell_len + 2 for part in parts) + 4 > width:
             parts.pop(-2)
         room = width - sum(part.cell_len + 2 for part in parts)
-        bar = ProgressBar(total=epochs or 1, completed=begun, width=max(4, min(40, room)))
+        bar = ProgressBar(total=epochs or 1, completed=epochs_done, width=max(4, min(40, room)))
         grid = Table.grid(padding=(0, 2, 0, 0))
         for _ in range(len(parts) + 1):
             grid.add_column(no_wrap=True)
@@ -405,8 +405,8 @@ def print_complete(
 
     print(nothing_to_train(result.summary))
     print(f"  folder  {result.run.path}")
-    recorded = (result.run.meta or {}).get("own")
-    changes = changed_since(result.run.config or {}, recorded, config)
+    hashes = (result.run.meta or {}).get("own")
+    changes = changed_since(result.run.config or {}, hashes, config)
     for line in [*trained_without([(config, result.run)], config_dir), *changes]:
         print(f"  {line}")
     if changes and again:

@@ -36,12 +36,12 @@ def selected(store: Store, names: Sequence[str], where: str | None) -> list[Run]
     if not store.root.is_dir():
         raise UserError(f"there is no store {str(store.root)!r}: no such folder")
     if where is None:
-        found = [store.find(name) for name in names]
-        return list({run.name: run for run in found}.values())
-    matched = matching(store, where).runs["name"]
-    if matched.empty:
+        runs = [store.find(name) for name in names]
+        return list({run.name: run for run in runs}.values())
+    matches = matching(store, where).runs["name"]
+    if matches.empty:
         raise UserError(f"no run matches --where {where!r}")
-    return [store.run(name) for name in matched]
+    return [store.run(name) for name in matches]
 
 
 def matching(store: Store, where: str | None) -> Frames:

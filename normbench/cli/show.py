@@ -125,8 +125,8 @@ def network_page(network: Network, width: int | None = None) -> RenderableType:
     styles = norm_styles(network.layers, NORM_STYLES)
 
     def style(layer: LayerCost, heading: str) -> str:
-        named = layer.place and heading in ("kind", "place")
-        return styles.get(layer.kind, "") if named else ""
+        has_style = layer.place and heading in ("kind", "place")
+        return styles.get(layer.kind, "") if has_style else ""
 
     width = Console().width if width is None else width
     table = fitted_table(_layer_columns(width), network.layers, width, style)
@@ -167,7 +167,7 @@ def run_page(run: Run, width: int | None = None) -> Group:
         width: Width in characters; that of the terminal by default.
     """
     width = Console().width if width is None else width
-    shown: list[RenderableType] = [as_text(run.name, "bold")]
+    parts: list[RenderableType] = [as_text(run.name, "bold")]
     sections = {
         "": lambda: _state(run),
         "summary": lambda: _summary(run),
@@ -176,18 +176,18 @@ def run_page(run: Run, width: int | None = None) -> Group:
         "provenance": lambda: _provenance(run.meta or {}),
         "checkpoints": lambda: _checkpoints(run),
     }
-    for title, read in sections.items():
+    for title, reader in sections.items():
         try:
-            content: Any = read()
+            content: Any = reader()
         except StoreError as error:
             content = as_text(error, "red")
         if isinstance(content, list):
             content = facts_table(content) if content else None
         if content is not None:
             if title:
-                shown.append(Text(title, "bold"))
-            shown.append(Padding(content, (0, 0, 0, 2), expand=False))
-    return Group(*shown)
+                parts.append(Text(title, "bold"))
+            parts.append(Padding(content, (0, 0, 0, 2), expand=False))
+    return Group(*parts)
 
 
 def _state(run: Run) -> list[tuple[str, Any]]:
@@ -222,8 +222,8 @@ def _result(key: str, value: Any) -> str:
 
 def _last_epochs(run: Run, width: int) -> Table | None:
     metrics = run.metrics()
-    known = [row for row in metrics if row.get("val_acc") is not None]
-    best = max(known, key=lambda row: row["val_acc"])["epoch"] if known else None
+    val_rows = [row for row in metrics if row.get("val_acc") is not None]
+    best = max(val_rows, key=lambda row: row["val_acc"])["epoch"] if val_rows else None
     return epochs_table(metrics[-5:], width, best) if metrics else None
 
 
@@ -273,6 +273,6 @@ def _checkpoints(run: Run) -> list[tuple[str, str]]:
         info = run.checkpoint_info(best)
         if info is not None:
             path = run.path / "checkpoint" / f"{name}.npz"
-            after = f"after epoch {info['epoch']}, " if "epoch" in info else ""
-            facts.append((name, f"{after}{size(path.stat().st_size)}"))
+            epoch_note = f"after epoch {info['epoch']}, " if "epoch" in info else ""
+            facts.append((name, f"{epoch_note}{size(path.stat().st_size)}"))
     return facts

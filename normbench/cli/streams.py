@@ -64,8 +64,8 @@ def protect() -> None:
     one in a run folder, would get its number, and printed text would end up in that file.
     """
     codecs.register_error(SPELLED, _spell)
-    opened = [_open_on_null(descriptor) for descriptor in range(3)]
-    if opened[0] or sys.stdin is None:
+    was_closed = [_open_on_null(descriptor) for descriptor in range(3)]
+    if was_closed[0] or sys.stdin is None:
         sys.stdin = open(0, closefd=False, encoding="utf-8")  # noqa: SIM115
     sys.stdout = _text_stream(1, sys.stdout)
     sys.stderr = _text_stream(2, sys.stderr)
@@ -117,13 +117,13 @@ def _spell(error: UnicodeError) -> tuple[str | bytes, int]:
     """Replace characters that an encoding lacks; restore the raw bytes of a file name."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    spelled = b""
+    spelling = b""
     for character in error.object[error.start : error.end]:
         if "\udc80" <= character <= "\udcff":
-            spelled += bytes([ord(character) - 0xDC00])
+            spelling += bytes([ord(character) - 0xDC00])
         elif not unicodedata.combining(character):
-            spelled += _plain(character).encode("ascii", "ignore") or b"?"
-    return spelled, error.end
+            spelling += _plain(character).encode("ascii", "ignore") or b"?"
+    return spelling, error.end
 
 
 def _plain(character: str) -> str:

@@ -199,12 +199,12 @@ def _until(
     if arguments.again:
         raise UserError("--until continues from existing runs: leave out --again")
     experiment, _ = unfold(arguments.overrides, arguments.config_dir)
-    asked = dict(experiment.report) if experiment else {}
+    report_options = dict(experiment.report) if experiment else {}
     rule = NarrowIntervals(
         arguments.until,
-        arguments.baseline or asked.get("baseline"),
-        str(asked.get("by", "norm,batch")).split(","),
-        asked.get("metric", "test_acc"),
+        arguments.baseline or report_options.get("baseline"),
+        str(report_options.get("by", "norm,batch")).split(","),
+        report_options.get("metric", "test_acc"),
     )
     return sweep_until(
         overrides,
@@ -260,7 +260,7 @@ def _tune_options(arguments: Namespace, overrides: Sequence[str]) -> TuneOptions
     from normbench.sweep.tune import TuneOptions, tuned_by_experiment
 
     names = {"tune_seeds": "seeds", "tune_epochs": "epochs", "tune_metric": "metric"}
-    typed = {
+    tune_arguments = {
         name: getattr(arguments, name)
         for name in (*names, "extend", "sampler", "trials")
         if getattr(arguments, name) is not None
@@ -270,12 +270,14 @@ def _tune_options(arguments: Namespace, overrides: Sequence[str]) -> TuneOptions
     if arguments.tune:
         options = replace(options or TuneOptions([]), keys=arguments.tune)
     if options is None:
-        if typed:
-            option = f"--{next(iter(typed)).replace('_', '-')}"
+        if tune_arguments:
+            option = f"--{next(iter(tune_arguments)).replace('_', '-')}"
             raise UserError(f"{option} requires --tune KEY=VALUE,VALUE, the key to tune")
         return None
-    typed["tune_metric"] = _tune_metric(typed.get("tune_metric", "val_acc"))
-    return replace(options, **{names.get(name, name): value for name, value in typed.items()})
+    tune_arguments["tune_metric"] = _tune_metric(tune_arguments.get("tune_metric", "val_acc"))
+    return replace(
+        options, **{names.get(name, name): value for name, value in tune_arguments.items()}
+    )
 
 
 def _tune_metric(name: str) -> TuneMetric:
@@ -284,9 +286,9 @@ def _tune_metric(name: str) -> TuneMetric:
     from normbench.report.metrics import METRICS
     from normbench.sweep.tune import TuneMetric
 
-    known = METRICS.get(name)
-    if known is not None and "test" in {
-        word for key in (name, *known.of) for word in key.split("_")
+    tune_metric = METRICS.get(name)
+    if tune_metric is not None and "test" in {
+        word for key in (name, *tune_metric.of) for word in key.split("_")
     }:
         raise UserError(
             f"--tune-metric {name} uses test images: choosing values by them makes the results "
@@ -300,23 +302,25 @@ def _tune_metric(name: str) -> TuneMetric:
         and metric.name.removeprefix("best_").startswith("val_")
         and "test" not in metric.name
     ]
-    if known is None or name not in allowed:
+    if tune_metric is None or name not in allowed:
         raise unknown("--tune-metric", name, allowed)
-    unit = f" {known.unit}" if known.unit else ""
+    unit = f" {tune_metric.unit}" if tune_metric.unit else ""
     return TuneMetric(
-        name=known.name,
-        label=known.label[0].lower() + known.label[1:],
-        higher_is_better=bool(known.higher_is_better),
-        value=lambda summary: summary.get(known.name) if known.summary else known.derive(summary),
-        show=lambda value: known.show(value) + unit,
+        name=tune_metric.name,
+        label=tune_metric.label[0].lower() + tune_metric.label[1:],
+        higher_is_better=bool(tune_metric.higher_is_better),
+        value=lambda summary: (
+            summary.get(tune_metric.name) if tune_metric.summary else tune_metric.derive(summary)
+        ),
+        show=lambda value: tune_metric.show(value) + unit,
     )
 
 
 def asked_by_experiment(arguments: Namespace) -> dict[str, Any]:
     """Return the options of :func:`.report.summary_table` that the sweep's experiment sets."""
     options = _report_options(arguments)
-    shown = ("by", "metric", "target", "allow_confound")
-    return {key: options[key] for key in shown if key in options}
+    keys = ("by", "metric", "target", "allow_confound")
+    return {key: options[key] for key in keys if key in options}
 
 
 def _report_options(arguments: Namespace) -> dict[str, Any]:

@@ -134,9 +134,9 @@ class SweepScreen(SweepView):
         table = Table(title="failed", title_justify="left", show_lines=True)
         table.add_column("run", overflow="fold")
         table.add_column("reason, and last lines of its log", overflow="fold")
-        for name, failed in result.failed.items():
-            reason = Text(failed.error, "red")
-            for line in failed.log:
+        for name, failure in result.failed.items():
+            reason = Text(failure.error, "red")
+            for line in failure.log:
                 reason.append(f"\n{line}", "dim")
             table.add_row(Text(result.plan.described(name).replace("  ", "\n", 1)), reason)
         self.console.print(table)
@@ -223,8 +223,8 @@ class SweepScreen(SweepView):
 
     def _progress_line(self) -> str:
         """Return a progress line, for an output without a live table."""
-        done = f"{sum(self._results.values())} of {self._total} runs done"
-        parts = [f"{clock(time.monotonic() - self._began)} elapsed", done, self._time_left()]
+        progress = f"{sum(self._results.values())} of {self._total} runs done"
+        parts = [f"{clock(time.monotonic() - self._began)} elapsed", progress, self._time_left()]
         for name, run in sorted(self._running.items(), key=lambda item: item[1].where):
             val = run.facts.get("val_acc")
             accuracy = f", val acc {percent(val)}" if val is not None else ""
@@ -234,8 +234,8 @@ class SweepScreen(SweepView):
         return "; ".join(parts)
 
     def _time_left(self) -> str:
-        left = self.left()
-        return "time left unknown" if left is None else f"{clock(left)} left"
+        seconds = self.left()
+        return "time left unknown" if seconds is None else f"{clock(seconds)} left"
 
     def _detail(self, cell: PlannedCell, result: CellResult) -> str:
         if result.error:
@@ -250,8 +250,8 @@ class SweepScreen(SweepView):
             detail = f"in epoch {summary.get('diverged_epoch')}"
         elif self._metric is not None:
             value = self._metric.value(summary)
-            shown = "unknown" if value is None else self._metric.show(value)
-            detail = f"{self._metric.label} {shown}"
+            text = "unknown" if value is None else self._metric.show(value)
+            detail = f"{self._metric.label} {text}"
         else:
             detail = f"test accuracy {percent(summary.get('test_acc'))}"
         if (count := summary.get("micro_batches", 1)) > 1:
@@ -292,16 +292,16 @@ class SweepScreen(SweepView):
             {"where": run.where, "name": self._short[name], "seconds": now - run.began, **run.facts}
             for name, run in sorted(self._running.items(), key=lambda item: item[1].where)
         ]
-        done = sum(self._results.values())
+        done_runs = sum(self._results.values())
         texts = [
-            Text(f"{done}/{self._total}", "bold"),
+            Text(f"{done_runs}/{self._total}", "bold"),
             Text(self.counts(), "dim"),
             Text(self._time_left(), "dim"),
         ]
         foot = Table.grid(padding=(0, 2, 0, 0))
         room = options.max_width - sum(text.cell_len + 2 for text in texts) - 4
         if room >= 4:  # the numbers matter more than the bar
-            bar = ProgressBar(total=max(self._total, 1), completed=done, width=min(20, room))
+            bar = ProgressBar(total=max(self._total, 1), completed=done_runs, width=min(20, room))
             foot.add_row(texts[0], bar, *texts[1:])
         else:
             foot.add_row(*texts)
@@ -318,7 +318,7 @@ class VerifyScreen(SweepScreen):
 def _left_of(run: Running, now: float) -> float | None:
     """Estimate the remaining seconds of a cell, once it has completed an epoch."""
     epochs, epoch = run.facts.get("epochs"), run.facts.get("epoch") or 0
-    trained = epoch - (run.first_epoch or 0)
-    if not epochs or trained <= 0:
+    epochs_done = epoch - (run.first_epoch or 0)
+    if not epochs or epochs_done <= 0:
         return None
-    return (now - run.began) * (epochs - epoch) / trained
+    return (now - run.began) * (epochs - epoch) / epochs_done

@@ -136,7 +136,7 @@ def show_all(store: Store, console: Console | None = None) -> int:
     Raises:
         StoreError: A record cannot be read.
     """
-    found = [status_of(record, store) for record in records(store)]
+    statuses = [status_of(record, store) for record in records(store)]
     columns = (
         Column("sweep", lambda status: status.record.name, right=False),
         Column("started", lambda status: status.record.head["started"], right=False, spare=1),
@@ -144,7 +144,7 @@ def show_all(store: Store, console: Console | None = None) -> int:
         wrapping("runs", lambda status: ", ".join(text for _, text in status.counted_states)),
     )
     console = Console() if console is None else console
-    console.print(fitted_table(columns, found, console.width))
+    console.print(fitted_table(columns, statuses, console.width))
     return 0
 
 
@@ -156,26 +156,26 @@ def status_of(record: Record, store: Store, now: datetime | None = None) -> Stat
     """
     now = datetime.now(UTC) if now is None else now
     head = record.head
-    cells = [_cell(planned, store, now) for planned in head["cells"]]
-    taken = [cell.seconds for cell in record.results.values() if cell.result == "trained"]
+    cells = [_cell(cell, store, now) for cell in head["cells"]]
+    seconds = [cell.seconds for cell in record.results.values() if cell.result == "trained"]
     goes_on = record.goes_on
-    running = [cell for cell in cells if cell["state"] == "running"]
-    waiting = [cell for cell in cells if cell["todo"] and cell["state"] == "missing"]
-    left = None
-    if goes_on and taken:
-        mean = sum(taken) / len(taken)
-        begun = sum(max(0.0, mean - (cell.get("seconds") or 0)) for cell in running)
-        left = (mean * len(waiting) + begun) / max(1, len(running))
+    running_cells = [cell for cell in cells if cell["state"] == "running"]
+    waiting_cells = [cell for cell in cells if cell["todo"] and cell["state"] == "missing"]
+    seconds_left = None
+    if goes_on and seconds:
+        mean = sum(seconds) / len(seconds)
+        remainder = sum(max(0.0, mean - (cell.get("seconds") or 0)) for cell in running_cells)
+        seconds_left = (mean * len(waiting_cells) + remainder) / max(1, len(running_cells))
     tuning = read(record.path)
-    superseded = superseded_lines(tuning.cells, tuning_of(store), store) if tuning else []
-    return Status(record, goes_on, cells, left, tuning, tuple(superseded))
+    lines = superseded_lines(tuning.cells, tuning_of(store), store) if tuning else []
+    return Status(record, goes_on, cells, seconds_left, tuning, tuple(lines))
 
 
-def _cell(planned: Mapping[str, Any], store: Store, now: datetime) -> dict[str, Any]:
-    row = {key: planned[key] for key in ("name", "todo", "reason", "differs")}
-    if planned["state"] == "invalid":
+def _cell(cell: Mapping[str, Any], store: Store, now: datetime) -> dict[str, Any]:
+    row = {key: cell[key] for key in ("name", "todo", "reason", "differs")}
+    if cell["state"] == "invalid":
         return {**row, "state": "invalid"}
-    run = store.run(planned["name"])
+    run = store.run(cell["name"])
     try:
         state = run.status
         if state != "running":
@@ -219,14 +219,14 @@ def render(status: Status, width: int) -> RenderableType:
     parts += [as_text(line) for line in status.superseded]
     if head.get("until"):
         parts.append(as_text(described(head["until"])))
-    running = [cell for cell in status.cells if cell["state"] == "running"]
-    if running:
+    running_cells = [cell for cell in status.cells if cell["state"] == "running"]
+    if running_cells:
         cells = status.cells
         names = [cell["name"] for cell in cells]
         short = dict(
             zip(names, short_names(names, [cell["differs"] for cell in cells]), strict=True)
         )
-        rows = [{**cell, "name": short[cell["name"]]} for cell in running]
+        rows = [{**cell, "name": short[cell["name"]]} for cell in running_cells]
         parts.append(running_table(rows, width))
     results = status.record.results
     for cell in status.cells:
@@ -253,22 +253,22 @@ def _tuned(tuning: Tuning, width: int) -> list[RenderableType]:
         return "" if best is None else shown(best)
 
     def tried(cell: TunedCell) -> str:
-        one = len(tuning.keys) == 1
+        is_single = len(tuning.keys) == 1
         texts = []
         pairs = list(zip(cell.values, cell.means, strict=True))
-        more = ""
+        suffix = ""
         if tuning.sampler is not None and len(pairs) > _SHOWN:
             sign = 1 if tuning.higher_is_better else -1
             pairs.sort(key=lambda pair: -math.inf if pair[1] is None else sign * pair[1])
-            more = f" and {len(pairs) - _SHOWN} more"
+            suffix = f" and {len(pairs) - _SHOWN} more"
             pairs = pairs[: -_SHOWN - 1 : -1]
         for values, average in pairs:
             statuses = {trial.status for trial in cell.trials if trial.values == values}
-            unmeasured = next((word for word in _ENDS if word in statuses), "waiting")
-            text = unmeasured if average is None else shown(average)
-            written = as_overrides(values)
-            texts.append(f"{written.partition('=')[2] if one else written}: {text}")
-        return ", ".join(texts) + more
+            status = next((word for word in _ENDS if word in statuses), "waiting")
+            text = status if average is None else shown(average)
+            overrides = as_overrides(values)
+            texts.append(f"{overrides.partition('=')[2] if is_single else overrides}: {text}")
+        return ", ".join(texts) + suffix
 
     def choice(cell: TunedCell) -> str:
         if cell.chosen is None:

@@ -34,13 +34,13 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     )
     if not add and not remove and arguments.note is None:
         raise UserError("nothing to do: use --add, --remove or --note")
-    if both := set(add) & set(remove):
-        raise UserError(f"tag {min(both)!r} is both added and removed")
+    if common := set(add) & set(remove):
+        raise UserError(f"tag {min(common)!r} is both added and removed")
     check([*add, *remove], arguments.note)
     for run in selected(Store(store_of(arguments)), arguments.runs, arguments.where):
-        found = annotate(run, add, remove, arguments.note)
-        tags = ", ".join(found.tags) or "no tags"
-        print(f"{run.name}: {tags}{f'; {found.note}' if found.note else ''}")
+        annotation = annotate(run, add, remove, arguments.note)
+        tags = ", ".join(annotation.tags) or "no tags"
+        print(f"{run.name}: {tags}{f'; {annotation.note}' if annotation.note else ''}")
     return 0
 
 

@@ -114,24 +114,24 @@ def fitted_table(
         column.heading: [column.heading, *(printable(column.write(row)) for row in rows)]
         for column in columns
     }
-    shown = [column for column in columns if not column.wraps or any(texts[column.heading][1:])]
+    visible = [column for column in columns if not column.wraps or any(texts[column.heading][1:])]
     # The minimum width of each column; a wrapping column leaves its extra width to the others.
-    needs = {
+    widths = {
         column.heading: max(cell_len(line) for text in texts[column.heading]
                             for line in text.split("\n"))
-        for column in shown
+        for column in visible
     }  # fmt: skip
-    for column in shown:
+    for column in visible:
         if column.wraps:
-            needs[column.heading] = min(needs[column.heading], column.wraps)
-    gap = 2 if sum(needs.values()) + 2 * (len(shown) - 1) <= width else 1
-    while sum(needs[column.heading] + gap for column in shown) - gap > width:
-        least = max(shown, key=lambda column: column.spare)
-        if not least.spare:
+            widths[column.heading] = min(widths[column.heading], column.wraps)
+    gap = 2 if sum(widths.values()) + 2 * (len(visible) - 1) <= width else 1
+    while sum(widths[column.heading] + gap for column in visible) - gap > width:
+        spare_column = max(visible, key=lambda column: column.spare)
+        if not spare_column.spare:
             break
-        shown.remove(least)
+        visible.remove(spare_column)
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold")
-    for column in shown:
+    for column in visible:
         table.add_column(
             Text(column.heading),
             justify="right" if column.right else "left",
@@ -147,7 +147,7 @@ def fitted_table(
                     no_wrap=not column.wraps,
                     overflow="fold" if column.wraps else "ellipsis",
                 )
-                for column in shown
+                for column in visible
             )
         )
     return table

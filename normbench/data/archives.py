@@ -97,13 +97,13 @@ class _Stream:
         if self._decoder is None:
             data = self._file.read(size)
         else:
-            parts, missing = [], size
-            while missing:
+            parts, bytes_left = [], size
+            while bytes_left:
                 if not self._ready and not self._unpack():
                     break
-                part, self._ready = self._ready[:missing], self._ready[missing:]
+                part, self._ready = self._ready[:bytes_left], self._ready[bytes_left:]
                 parts.append(part)
-                missing -= len(part)
+                bytes_left -= len(part)
             data = b"".join(parts)
         self._position += len(data)
         if self._decoder is not None and self._position > CONTENT:
@@ -117,20 +117,20 @@ class _Stream:
         assert self._make is not None
         while not self._ready:
             if self._decoder.eof:
-                following = (self._decoder.unused_data or self._packed).lstrip(b"\0")
-                following = following or self._file.read(_CHUNK).lstrip(b"\0")
-                if not following:
+                data = (self._decoder.unused_data or self._packed).lstrip(b"\0")
+                data = data or self._file.read(_CHUNK).lstrip(b"\0")
+                if not data:
                     return False
                 # A file may consist of several streams.
-                self._packed, self._decoder = following, self._make()
-            ended = False
+                self._packed, self._decoder = data, self._make()
+            at_end = False
             # zlib returns unread input as unconsumed_tail; the others keep it (needs_input=False).
             if not self._packed and getattr(self._decoder, "needs_input", True):
                 self._packed = self._file.read(_CHUNK)
-                ended = not self._packed
+                at_end = not self._packed
             self._ready = self._decoder.decompress(self._packed, _CHUNK)
             self._packed = getattr(self._decoder, "unconsumed_tail", b"")
-            if ended and not self._ready and not self._decoder.eof:
+            if at_end and not self._ready and not self._decoder.eof:
                 raise EOFError("the packed stream does not end")
         return True
 
@@ -156,13 +156,13 @@ def read_members(
         finally:
             stream.close()
     except EOFError as error:
-        of = f"{size} of {official}" if official and size < official else f"{size}"
-        raise UserError(f"{path} is truncated at {of} bytes") from error
+        length = f"{size} of {official}" if official and size < official else f"{size}"
+        raise UserError(f"{path} is truncated at {length} bytes") from error
     except tarfile.ReadError as error:
         # Only the message distinguishes a truncated archive from a file that is not an archive.
         if "end of data" in str(error):
-            of = f"{size} of {official}" if official and size < official else f"{size}"
-            raise UserError(f"{path} is truncated at {of} bytes") from error
+            length = f"{size} of {official}" if official and size < official else f"{size}"
+            raise UserError(f"{path} is truncated at {length} bytes") from error
         raise UserError(
             f"{path} is not a tar archive (packed or not), or is corrupted from its start"
         ) from error
@@ -179,9 +179,9 @@ def read_members(
         raise UserError(f"{path} is corrupted, or cannot be read: {reason}") from error
 
 
-def _read(stream: _Stream, path: Path, wanted: set[str]) -> dict[str, bytes]:
+def _read(stream: _Stream, path: Path, names: set[str]) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
-    kept = 0
+    total = 0
     mode = cast("Literal['r:']", "r:")
     with tarfile.open(fileobj=cast("Any", stream), mode=mode) as archive:
         for count, member in enumerate(archive, start=1):
@@ -190,17 +190,17 @@ def _read(stream: _Stream, path: Path, wanted: set[str]) -> dict[str, bytes]:
                     f"{path} has more than {MEMBERS:,} members, too many for a data set"
                 )
             name = member.name.rpartition("/")[2]
-            if name not in wanted or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            if name not in names or member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
                 continue
-            kept += member.size
-            if kept > KEPT:
+            total += member.size
+            if total > KEPT:
                 raise UserError(f"{path}: {member.name} has {member.size:,} bytes, far too many")
             stream.seek(member.offset_data)
             parts = []
-            while (missing := member.size - sum(map(len, parts))) > 0:
-                part = stream.take(min(missing, 1 << 20))
+            while (bytes_left := member.size - sum(map(len, parts))) > 0:
+                part = stream.take(min(bytes_left, 1 << 20))
                 if not part:
-                    raise EOFError(f"{member.name} ends {missing} bytes early")
+                    raise EOFError(f"{member.name} ends {bytes_left} bytes early")
                 parts.append(part)
             files[name] = b"".join(parts)
     # tarfile stops silently at a damaged header; the checksum at the end of the stream detects it.

@@ -113,13 +113,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
             header = schema.parse_record(file.read(length), _HEADER)
         if size != header["size"]:
             return None
-        mapped = np.memmap(path, np.uint8, "r")
+        buffer = np.memmap(path, np.uint8, "r")
         arrays = {}
         for entry in header["arrays"]:
             dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
             end = entry["offset"] + dtype.itemsize * math.prod(shape)
             # A plain array over the map, because indexing a memmap object is slower.
-            data = np.asarray(mapped[entry["offset"] : end])
+            data = np.asarray(buffer[entry["offset"] : end])
             arrays[entry["name"]] = data.view(dtype).reshape(shape)
     except (OSError, TypeError, ValueError):  # TypeError: an invalid dtype
         return None

@@ -48,9 +48,9 @@ class CIFAR10(TfdsSource):
     packings: ClassVar[tuple[Packing, ...]] = CIFAR10_PACKINGS
 
     def read(self, path: Path, say: Say) -> tuple[Examples, Examples]:
-        train, test, found = read_cifar(path, self.packings, self.title)
-        what = "the archive is" if found.checked else "all files are"
-        say(f"{self.title}: {what} the published {found.packing.kind} version ({found.where})")
+        train, test, source = read_cifar(path, self.packings, self.title)
+        subject = "the archive is" if source.checked else "all files are"
+        say(f"{self.title}: {subject} the published {source.packing.kind} version ({source.where})")
         return train, test
 
 
@@ -166,14 +166,14 @@ def decode(data: bytes, packing: Packing) -> dict[str, np.ndarray]:
 
 def _from_archive(path: Path, packings: tuple[Packing, ...], title: str) -> Found:
     """Read the files of a CIFAR from an archive."""
-    known = {p.archive: p.archive_published.size for p in packings}
-    others = [p for _, theirs in CIFAR_SETS.values() for p in theirs]
-    every = {name for p in (*packings, *others) for name in p.files}
-    files = read_members(path, every, known.get(path.name))
+    sizes = {p.archive: p.archive_published.size for p in packings}
+    other_packings = [p for _, set_packings in CIFAR_SETS.values() for p in set_packings]
+    names = {name for p in (*packings, *other_packings) for name in p.files}
+    files = read_members(path, names, sizes.get(path.name))
     packing = _packing_of(set(files), path, packings, title)
-    checked = packing.archive_published.fits_file(path)
-    wanted = {name: data for name, data in files.items() if name in packing.files}
-    return Found(packing, path, wanted, checked)
+    is_checked = packing.archive_published.fits_file(path)
+    members = {name: data for name, data in files.items() if name in packing.files}
+    return Found(packing, path, members, is_checked)
 
 
 def _names(folder: Path) -> set[str]:
@@ -184,7 +184,7 @@ def _names(folder: Path) -> set[str]:
         raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
 
 
-def _packing_of(names: set[str], where: Path, packings: tuple[Packing, ...], title: str) -> Packing:
+def _packing_of(names: set[str], path: Path, packings: tuple[Packing, ...], title: str) -> Packing:
     """Return the packing whose files are all among ``names``.
 
     Raises:
@@ -197,16 +197,16 @@ def _packing_of(names: set[str], where: Path, packings: tuple[Packing, ...], tit
     for name, (other, other_packings) in CIFAR_SETS.items():
         if other != title and any(set(p.files) <= names for p in other_packings):
             raise UserError(
-                f"{where} holds {other}, not {title}: "
-                f"normbench data import {name} --from {shlex.quote(str(where))}"
+                f"{path} holds {other}, not {title}: "
+                f"normbench data import {name} --from {shlex.quote(str(path))}"
             )
     for packing in packings:
         missing = [name for name in packing.files if name not in names]
         if len(missing) < len(packing.files):
-            raise UserError(f"{where} lacks {', '.join(missing)}, which {title} needs")
-    found = listing(where) if where.is_dir() else "none of these"
+            raise UserError(f"{path} lacks {', '.join(missing)}, which {title} needs")
+    content = listing(path) if path.is_dir() else "none of these"
     expected = " or ".join(", ".join(packing.files) for packing in packings)
-    raise UserError(f"{where} does not contain {title}: expected {expected}; found {found}")
+    raise UserError(f"{path} does not contain {title}: expected {expected}; found {content}")
 
 
 def find(path: Path, packings: tuple[Packing, ...], title: str) -> Found:
@@ -239,21 +239,21 @@ def find(path: Path, packings: tuple[Packing, ...], title: str) -> Found:
     return Found(packing, path, {name: read(path / name) for name in packing.files}, False)
 
 
-def _wrong(found: Found, name: str, title: str) -> UserError:
+def _wrong(source: Found, name: str, title: str) -> UserError:
     """Build the error for a file that is not the published one."""
-    data, expected = found.files[name], found.packing.files[name]
-    where = found.where / name if found.where.is_dir() else f"{found.where}: {name}"
+    data, expected = source.files[name], source.packing.files[name]
+    place = source.where / name if source.where.is_dir() else f"{source.where}: {name}"
     for other_title, packings in CIFAR_SETS.values():
         for packing in packings:
             for other, published in packing.files.items():
                 if (other_title, other) != (title, name) and published.fits(data):
-                    return UserError(f"{where} holds {other_title}'s {other}, not {title}'s {name}")
+                    return UserError(f"{place} holds {other_title}'s {other}, not {title}'s {name}")
     if expected.size is not None and len(data) < expected.size:
-        return UserError(f"{where} is truncated at {len(data)} of {expected.size} bytes")
+        return UserError(f"{place} is truncated at {len(data)} of {expected.size} bytes")
     if expected.size is not None and len(data) > expected.size:
-        return UserError(f"{where} has {len(data)} bytes, {title}'s {name} has {expected.size}")
+        return UserError(f"{place} has {len(data)} bytes, {title}'s {name} has {expected.size}")
     return UserError(
-        f"{where} is corrupted, or not {title}: it has {_short(expected.of(data))}, "
+        f"{place} is corrupted, or not {title}: it has {_short(expected.of(data))}, "
         f"the published file {_short(expected.digest)}"
     )
 
@@ -289,16 +289,16 @@ def read_cifar(
     Raises:
         UserError: The files are missing, unreadable, truncated, corrupted or another data set's.
     """
-    found = find(path, packings, title)
-    check(found, title)
+    source = find(path, packings, title)
+    check(source, title)
     splits = []
-    for names in (found.packing.train, found.packing.test):
+    for names in (source.packing.train, source.packing.test):
         parts = []
         for name in names:
             try:
-                parts.append(decode(found.files[name], found.packing))
+                parts.append(decode(source.files[name], source.packing))
             except ValueError as error:
-                message = f"{found.where}: {name} is not a file of {title}: {error}"
+                message = f"{source.where}: {name} is not a file of {title}: {error}"
                 raise UserError(message) from error
         splits.append({key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
-    return splits[0], splits[1], found
+    return splits[0], splits[1], source

@@ -128,8 +128,8 @@ class ContentSource(Source):
         return path if path.exists() else None
 
     def state(self, data_dir: str | Path | None = None) -> str:
-        cached = bool(self.content) and _cached(self.content) is not None
-        return "ready" if cached else super().state(data_dir)
+        is_cached = bool(self.content) and _cached(self.content) is not None
+        return "ready" if is_cached else super().state(data_dir)
 
     @cached_property
     def classes(self) -> int:
@@ -165,18 +165,18 @@ class ContentSource(Source):
             UserError: The files have another content.
         """
         content = self.content or self._identify()
-        found = _cached(content)
-        if found is None:
-            now = self._identify(again=True)
-            if now != content:
+        contents = _cached(content)
+        if contents is None:
+            current = self._identify(again=True)
+            if current != content:
                 raise UserError(
-                    f"{self.origin} has changed: its content is {now}, the run's is {content}, and "
-                    "that is no longer in the cache"
+                    f"{self.origin} has changed: its content is {current}, the run's is {content}, "
+                    "and that is no longer in the cache"
                 )
-            found = _cached(content)
-        if found is None:
+            contents = _cached(content)
+        if contents is None:
             raise NormbenchError(f"{_file(content)} was removed while it was read: run again")
-        return found
+        return contents
 
     def _identify(self, again: bool = False) -> str:
         """Return the hash of the content, and make sure that the cache has the images.
@@ -221,10 +221,10 @@ class ContentSource(Source):
         arrays = {k: v for k, v in vars(contents.arrays).items() if v is not None}
         refuse_full_disk(draft.parent, sum(map(_bytes, arrays.values())), self.origin)
         cache.write(draft, arrays, {"class_names": contents.class_names})
-        written = cache.read(draft)
-        if written is None:
+        entry = cache.read(draft)
+        if entry is None:
             raise NormbenchError(f"{draft} was changed while it was written: run again")
-        return Contents(Arrays(**written[1]), contents.class_names).hash
+        return Contents(Arrays(**entry[1]), contents.class_names).hash
 
 
 # --- the cache ----------------------------------------------------------------------------------
@@ -271,21 +271,21 @@ def _file(content: str) -> Path:
 
 def _cached(content: str) -> Contents | None:
     """Return the images with a content hash, memory-mapped, or None if the cache lacks them."""
-    found = cache.read(_file(content))
+    entry = cache.read(_file(content))
     # Files of earlier versions record their content hash.
-    if found is None or found[0].get("content", content) != content:
+    if entry is None or entry[0].get("content", content) != content:
         return None
-    return Contents(Arrays(**found[1]), tuple(found[0]["class_names"]))
+    return Contents(Arrays(**entry[1]), tuple(entry[0]["class_names"]))
 
 
 def _indexed(index: Path, stamp: str) -> str | None:
     """Return the content that files with this stamp had when they were read."""
     try:
-        known = read_json(index) or {}
+        entry = read_json(index) or {}
     except StoreError:  # a damaged entry is rebuilt
         return None
-    content = known.get("content")
-    return content if known.get("stamp") == stamp and isinstance(content, str) else None
+    content = entry.get("content")
+    return content if entry.get("stamp") == stamp and isinstance(content, str) else None
 
 
 def _digest(stamp: list[Any]) -> str:
@@ -323,10 +323,10 @@ def refuse_unknown_classes(
         if name not in names:
             close = nearest(str(name), map(str, names))
             hint = f": did you mean {close!r}?" if close else ""
-            listed = ", ".join(map(str, names[:20])) + ("" if len(names) <= 20 else ", …")
+            text = ", ".join(map(str, names[:20])) + ("" if len(names) <= 20 else ", …")
             raise UserError(
                 f"{origin} has the class {str(name)!r} in {split}, which its training images lack"
-                f"{hint} (they have {listed})"
+                f"{hint} (they have {text})"
             )
 
 
@@ -356,11 +356,11 @@ def refuse_missing(path: Path, kind: str) -> None:
     if path.exists():
         other = "dataset=images reads folders" if path.is_dir() else "dataset=npz reads .npz files"
         raise UserError(f"{path} is not a {kind}: {other}")
-    parent, missing = path.parent, path.name
+    parent, name = path.parent, path.name
     while not parent.is_dir():
-        parent, missing = parent.parent, parent.name
+        parent, name = parent.parent, parent.name
     try:
-        close = nearest(missing, [entry.name for entry in parent.iterdir()])
+        close = nearest(name, [entry.name for entry in parent.iterdir()])
     except OSError:
         close = None
     hint = f": did you mean {parent / close}?" if close else ""

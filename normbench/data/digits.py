@@ -24,12 +24,12 @@ def held_out(labels: np.ndarray) -> np.ndarray:
     The data set has no test split of its own, and its file is ordered by writer. Evenly spaced
     positions therefore include all writers.
     """
-    chosen = []
+    indices = []
     for label in range(10):
         of_class = np.flatnonzero(labels == label)
         steps = (2 * np.arange(TEST_PER_CLASS) + 1) * len(of_class) // (2 * TEST_PER_CLASS)
-        chosen.append(of_class[steps])
-    return np.sort(np.concatenate(chosen))
+        indices.append(of_class[steps])
+    return np.sort(np.concatenate(indices))
 
 
 def _table() -> np.ndarray:

@@ -37,5 +37,5 @@ def listing(folder: Path, most: int = 5) -> str:
         raise UserError(f"cannot read {folder}: {error.strerror or error}") from error
     if not names:
         return "nothing"
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    suffix = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + suffix

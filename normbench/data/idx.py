@@ -39,10 +39,10 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
         ValueError: ``data`` is not an idx file of unsigned bytes, or is incomplete.
     """
-    found = header(data)
-    if found is None:
+    layout = header(data)
+    if layout is None:
         raise ValueError("not an idx file of unsigned bytes")
-    shape, start = found
+    shape, start = layout
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
@@ -61,25 +61,27 @@ def unpack(data: bytes, path: Path, official: int | None = None) -> bytes:
         return data
     stream = zlib.decompressobj(wbits=31)
     try:
-        inside = stream.decompress(data, _MOST)
+        content = stream.decompress(data, _MOST)
     except zlib.error as error:
         raise UserError(f"{path} is corrupted: {error} ({len(data)} bytes)") from error
     if not stream.eof:
         if stream.unconsumed_tail:
             raise UserError(f"{path} unpacks to more than {_MOST} bytes (the limit)")
-        of = f"{len(data)} of {official}" if official and len(data) < official else f"{len(data)}"
-        raise UserError(f"{path} is truncated at {of} bytes: its gzip stream does not end")
+        length = (
+            f"{len(data)} of {official}" if official and len(data) < official else f"{len(data)}"
+        )
+        raise UserError(f"{path} is truncated at {length} bytes: its gzip stream does not end")
     if stream.unused_data:
         raise UserError(f"{path} has {len(stream.unused_data)} foreign bytes after its gzip stream")
-    return inside
+    return content
 
 
 def _owner(data: bytes) -> tuple[str, str] | None:
     """Return the data set and the file name if ``data`` is a known idx file."""
     digest = hashlib.sha256(data).hexdigest()
     for name, (_, files) in IDX_SETS.items():
-        for file, known in files.items():
-            if known.sha256 == digest:
+        for file, published in files.items():
+            if published.sha256 == digest:
                 return name, file
     return None
 
@@ -96,16 +98,16 @@ def _wrong(path: Path, data: bytes, file: str, expected: IdxFile, title: str) ->
             f"{path} is a file of {owner_title} ({other}), not of {title}: "
             f"normbench data import {name} --from {shlex.quote(str(path.parent))}"
         )
-    found = header(data)
-    if found is None:
+    layout = header(data)
+    if layout is None:
         return UserError(
             f"{path} is not an idx file of unsigned bytes: it starts with "
             f"{data[:4].hex() or 'nothing'}, not with 0000080{len(expected.shape)}"
         )
-    shape, start = found
+    shape, start = layout
     if shape != expected.shape:
-        actual, wanted = ("x".join(map(str, s)) for s in (shape, expected.shape))
-        return UserError(f"{path} holds {actual} values, {title}'s {file} has {wanted}")
+        actual, expected_shape = ("x".join(map(str, s)) for s in (shape, expected.shape))
+        return UserError(f"{path} holds {actual} values, {title}'s {file} has {expected_shape}")
     size = start + int(np.prod(shape, dtype=np.int64))
     if len(data) < size:
         return UserError(f"{path} is truncated at {len(data)} of {size} bytes (unpacked)")
@@ -156,12 +158,12 @@ def read_family(
         )
     arrays = {}
     for file in IDX_NAMES:
-        found = _find(folder, file)
-        if found is None:
+        file_path = _find(folder, file)
+        if file_path is None:
             raise UserError(f"{folder} lacks {file} (with or without .gz), which {title} needs")
         expected = files[file]
-        data = unpack(read(found, _MOST), found, expected.packed)
+        data = unpack(read(file_path, _MOST), file_path, expected.packed)
         if hashlib.sha256(data).hexdigest() != expected.sha256:
-            raise _wrong(found, data, file, expected, title)
+            raise _wrong(file_path, data, file, expected, title)
         arrays[file] = decode(data)
     return arrays

@@ -111,12 +111,12 @@ class Images(ContentSource):
             for split, classes in splits.items()
         }
         labels = {
-            split: np.array([label for _, label in found], np.int32)
-            for split, found in examples.items()
+            split: np.array([label for _, label in pairs], np.int32)
+            for split, pairs in examples.items()
         }
-        files = [file for found in examples.values() for file, _ in found]
+        files = [file for pairs in examples.values() for file, _ in pairs]
         images = Decoded.of(files, self.size, self.channels, self.origin)
-        ends = np.cumsum([len(found) for found in examples.values()])[:-1]
+        ends = np.cumsum([len(pairs) for pairs in examples.values()])[:-1]
         positions = dict(zip(examples, np.split(np.arange(len(files)), ends), strict=True))
         split = arranged(positions, labels, self.test, self.test_seed, images.at)
         return Contents(split, tuple(names))
@@ -140,9 +140,9 @@ class Images(ContentSource):
         if not self._has_splits:
             refuse_test(self.origin, ["train"], self.test, "folder")
             return {"train": self._classes(self.path)}
-        present = [name for name in ("train", VALIDATION, "test") if (self.path / name).is_dir()]
-        refuse_test(self.origin, present, self.test, "folder")
-        return {split: self._classes(self.path / split) for split in present}
+        splits = [name for name in ("train", VALIDATION, "test") if (self.path / name).is_dir()]
+        refuse_test(self.origin, splits, self.test, "folder")
+        return {split: self._classes(self.path / split) for split in splits}
 
     def _classes(self, folder: Path) -> dict[str, list[Path]]:
         try:
@@ -162,17 +162,17 @@ def _is_skipped(name: str) -> bool:
 
 def _walk(folder: Path, depth: int = 0) -> list[Path]:
     """Return all files in a folder and its subfolders, sorted by path."""
-    found: list[Path] = []
+    paths: list[Path] = []
     if depth > _DEPTH:
         raise UserError(f"{folder} is {depth} folders deep inside its class")
     for entry in os.scandir(folder):
         if _is_skipped(entry.name):
             continue
         if entry.is_dir():
-            found += _walk(Path(entry.path), depth + 1)
+            paths += _walk(Path(entry.path), depth + 1)
         else:
-            found.append(Path(entry.path))
-    return sorted(found, key=lambda path: path.parts)
+            paths.append(Path(entry.path))
+    return sorted(paths, key=lambda path: path.parts)
 
 
 # --- decoding -----------------------------------------------------------------------------------
@@ -210,12 +210,14 @@ class Decoded:
         """
         width = height = size or 0
         if size is None or channels is None:
-            described = list(_each(_describe, files))
+            descriptions = list(_each(_describe, files))
             if channels is None:
-                channels = 1 if all(is_gray for _, is_gray in described) else 3
+                channels = 1 if all(is_gray for _, is_gray in descriptions) else 3
             if size is None:
-                refuse_sizes(zip(files, (found for found, _ in described), strict=True), origin)
-                width, height = described[0][0]
+                refuse_sizes(
+                    zip(files, (image_size for image_size, _ in descriptions), strict=True), origin
+                )
+                width, height = descriptions[0][0]
         return cls(files, size, (len(files), height, width, channels))
 
     def at(self, positions: np.ndarray) -> Decoded:
@@ -266,8 +268,8 @@ def _describe(file: Path) -> tuple[tuple[int, int], bool]:
 
     def describe(image: Image) -> tuple[tuple[int, int], bool]:
         width, height = image.size
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (height, width) if turned else (width, height), image.mode in _GRAY
+        is_rotated = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (height, width) if is_rotated else (width, height), image.mode in _GRAY
 
     return _read(file, describe)
 
@@ -312,10 +314,10 @@ def fitted(image: Image, size: int | None, channels: int) -> np.ndarray:
     if size is not None:
         width, height = image.size
         short = min(width, height)
-        wide, high = (max(size, round(side * size / short)) for side in (width, height))
-        if (wide, high) != image.size:
-            image = image.resize((wide, high), Image.Resampling.BILINEAR)
-        left, top = (wide - size) // 2, (high - size) // 2
+        new_width, new_height = (max(size, round(side * size / short)) for side in (width, height))
+        if (new_width, new_height) != image.size:
+            image = image.resize((new_width, new_height), Image.Resampling.BILINEAR)
+        left, top = (new_width - size) // 2, (new_height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     pixels = np.asarray(image, np.uint8)
     return pixels[..., None] if channels == 1 else pixels
@@ -343,8 +345,8 @@ def check_options(
     is_share = isinstance(test, float) and 0 < test < 1
     is_name = isinstance(test, str) and (names is None or test in names)
     if test is not None and not is_share and not is_name:
-        listed = "the name of a split" if names is None else " or ".join(map(repr, names))
-        allowed = f"a fraction in (0, 1), {listed} or null"
+        choices = "the name of a split" if names is None else " or ".join(map(repr, names))
+        allowed = f"a fraction in (0, 1), {choices} or null"
         raise UserError(f"dataset.test must be {allowed}, got {test!r}")
     if not (_is_whole(test_seed) and test_seed >= 0):
         allowed = "a whole number of at least 0"
@@ -364,17 +366,19 @@ def refuse_test(origin: str, present: Sequence[str], test: float | str | None, n
         test: The option.
         noun: Noun for a split, such as ``folder``.
     """
-    others = [name for name in present if name not in ("train", "test")]
+    other_splits = [name for name in present if name not in ("train", "test")]
     if "test" in present and test is not None:
         raise UserError(f"{origin} has a test {noun}: leave dataset.test={test} out")
     if "test" not in present and test is None:
-        instead = f", dataset.test={others[0]} tests on {others[0]}" if others else ""
-        raise UserError(
-            f"{origin} has no test {noun}: dataset.test=0.2 tests on a fifth of the images{instead}"
+        advice = (
+            f", dataset.test={other_splits[0]} tests on {other_splits[0]}" if other_splits else ""
         )
-    if isinstance(test, str) and test not in others:
-        listed = ", ".join(others) or "none"
-        raise UserError(f"{origin} has no {test} {noun} to test on (there are: {listed})")
+        raise UserError(
+            f"{origin} has no test {noun}: dataset.test=0.2 tests on a fifth of the images{advice}"
+        )
+    if isinstance(test, str) and test not in other_splits:
+        choices = ", ".join(other_splits) or "none"
+        raise UserError(f"{origin} has no {test} {noun} to test on (there are: {choices})")
 
 
 def arranged(
@@ -402,15 +406,15 @@ def arranged(
         pairs["test"] = pairs.pop(test)
     elif test is not None:
         train, codes = pairs["train"]
-        drawn = stratified_draw(codes, test, test_seed)
-        taken = np.zeros(len(codes), bool)
-        taken[drawn] = True
-        for part, name in ((codes[taken], "test"), (codes[~taken], "training")):
+        indices = stratified_draw(codes, test, test_seed)
+        mask = np.zeros(len(codes), bool)
+        mask[indices] = True
+        for part, name in ((codes[mask], "test"), (codes[~mask], "training")):
             if len(np.unique(part)) < len(np.unique(codes)):
                 raise UserError(
                     f"dataset.test={test} leaves a class without {name} images: the smallest has "
                     f"{np.bincount(codes).min()} images"
                 )
-        pairs |= {"train": (train[~taken], codes[~taken]), "test": (train[taken], codes[taken])}
+        pairs |= {"train": (train[~mask], codes[~mask]), "test": (train[mask], codes[mask])}
     order = [name for name in ("train", "test", VALIDATION) if name in pairs]
     return Arrays(*(part for name in order for part in (at(pairs[name][0]), pairs[name][1])))

@@ -98,9 +98,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             if len(members) > MEMBERS:
                 raise UserError(f"{path} has {len(members):,} members, more than {MEMBERS:,}")
             files = [info for info in members if info.filename.endswith(".npy")]
-            named = {info.filename.removesuffix(".npy"): info for info in files}
-            wanted = _wanted(list(named), path)
-            return {name: _read_member(archive, named[name], path) for name in wanted}
+            infos = {info.filename.removesuffix(".npy"): info for info in files}
+            names = _wanted(list(infos), path)
+            return {name: _read_member(archive, infos[name], path) for name in names}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except zipfile.BadZipFile as error:
@@ -124,24 +124,24 @@ def _wanted(names: list[str], path: Path) -> list[str]:
     Raises:
         UserError: An array is missing.
     """
-    found = set(names)
+    name_set = set(names)
 
     def required(layout: Mapping[str, tuple[str, str]]) -> list[str]:
         return [name for split in ("train", "test") for name in layout[split]]
 
     def present(layout: Mapping[str, tuple[str, str]]) -> int:
-        return len(found & {name for pair in layout.values() for name in pair})
+        return len(name_set & {name for pair in layout.values() for name in pair})
 
     layout = max(LAYOUTS, key=present)
-    missing = [name for name in required(layout) if name not in found]
-    validation = [name for name in layout["validation"] if name in found]
+    missing = [name for name in required(layout) if name not in name_set]
+    validation = [name for name in layout["validation"] if name in name_set]
     if len(validation) == 1:
-        missing += [name for name in layout["validation"] if name not in found]
+        missing += [name for name in layout["validation"] if name not in name_set]
     if missing:
-        listed = ", ".join(sorted(names)[:20]) or "no arrays"
+        text = ", ".join(sorted(names)[:20]) or "no arrays"
         other = ", ".join(required(next(names for names in LAYOUTS if names is not layout)))
         raise UserError(
-            f"{path} lacks {', '.join(missing)}: it has {listed} (needed: "
+            f"{path} lacks {', '.join(missing)}: it has {text} (needed: "
             f"{', '.join(required(layout))}; or {other})"
         )
     return [*required(layout), *validation]
@@ -208,22 +208,22 @@ def contents_of(arrays: Mapping[str, np.ndarray], origin: Path) -> Contents:
                 f"{origin}: {first} is {arrays[first].dtype} and {x} is {arrays[x].dtype}: images "
                 "must have one type"
             )
-    converted: dict[str, np.ndarray] = {}
+    result: dict[str, np.ndarray] = {}
     for split, (x, y) in pairs.items():
         images = _images(arrays[x], x, origin)
-        if split != "train" and images.shape[1:] != converted["train_images"].shape[1:]:
-            shapes = [_by(converted["train_images"].shape[1:]), _by(images.shape[1:])]
+        if split != "train" and images.shape[1:] != result["train_images"].shape[1:]:
+            shapes = [_by(result["train_images"].shape[1:]), _by(images.shape[1:])]
             raise UserError(f"{origin}: {first} has images of {shapes[0]}, {x} of {shapes[1]}")
         labels = _labels(arrays[y], y, origin)
         if len(images) != len(labels):
             raise UserError(f"{origin}: {x} has {len(images):,} images, {y} {len(labels):,} labels")
         if not len(images):
             raise UserError(f"{origin}: {x} is empty")
-        converted |= {f"{split}_images": images, f"{split}_labels": labels}
-    coding = Labels(converted["train_labels"])
+        result |= {f"{split}_images": images, f"{split}_labels": labels}
+    coding = Labels(result["train_labels"])
     for split, (_, y) in pairs.items():
-        converted[f"{split}_labels"] = coding.encode(converted[f"{split}_labels"], str(origin), y)
-    return Contents(Arrays(**converted), coding.names)
+        result[f"{split}_labels"] = coding.encode(result[f"{split}_labels"], str(origin), y)
+    return Contents(Arrays(**result), coding.names)
 
 
 def _images(array: np.ndarray, name: str, origin: Path) -> np.ndarray:
@@ -248,7 +248,7 @@ def _images(array: np.ndarray, name: str, origin: Path) -> np.ndarray:
         raise UserError(
             f"{origin}: {name} is {images.dtype}: images must be uint8, or floats in [0, 1]"
         )
-    converted = empty(images.shape, np.uint8, cache_folder(), str(origin))
+    pixels = empty(images.shape, np.uint8, cache_folder(), str(origin))
     for start in range(0, len(images), _IMAGES):
         chunk = images[start : start + _IMAGES].astype(np.float64)
         if not (chunk.min() >= 0 and chunk.max() <= 1):  # also true for NaN
@@ -257,8 +257,8 @@ def _images(array: np.ndarray, name: str, origin: Path) -> np.ndarray:
                 f"{origin}: {name} is {images.dtype} with values of {values}: floats must be in "
                 "[0, 1], levels of 0..255 uint8"
             )
-        converted[start : start + _IMAGES] = np.rint(chunk * 255)
-    return converted
+        pixels[start : start + _IMAGES] = np.rint(chunk * 255)
+    return pixels
 
 
 def _labels(array: np.ndarray, name: str, origin: Path) -> np.ndarray:

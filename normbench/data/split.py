@@ -120,13 +120,13 @@ def split_indices(
             len(labels) - classes,
             f"of the {len(labels)} training images, at least one per class on either side",
         )
-    remaining = len(labels) - validation
+    rest = len(labels) - validation
     if train_size is not None:
         _between(
             "train_size",
             train_size,
             classes,
-            remaining,
+            rest,
             f"or null for all: {validation} of the {len(labels)} training images are held out",
         )
     if isinstance(split_seed, bool) or not isinstance(split_seed, int) or split_seed < 0:
@@ -191,10 +191,10 @@ def _held_out(source: Source, images: int, classes: int, validation: int | None)
     return 0
 
 
-def _between(name: str, value: int, least: int, most: int, why: str) -> None:
+def _between(name: str, value: int, least: int, most: int, reason: str) -> None:
     """Refuse a size that is not a whole number in ``least``..``most``."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise UserError(f"{name} {value!r} is not possible: allowed {least}..{most} ({why})")
+        raise UserError(f"{name} {value!r} is not possible: allowed {least}..{most} ({reason})")
 
 
 def channel_statistics(images: np.ndarray | ImageView) -> tuple[np.ndarray, np.ndarray]:
@@ -253,14 +253,14 @@ def load(
     arrays = source.arrays(data_dir)
     labels = arrays.train_labels
     count = _held_out(source, len(labels), source.classes, validation)
-    chosen, held_out = split_indices(
+    train_indices, held_out_indices = split_indices(
         labels, count, split_seed, train_size, held_out_of_train=not source.validation_count
     )
-    images = len(chosen) + len(held_out) + len(arrays.test_labels)
+    images = len(train_indices) + len(held_out_indices) + len(arrays.test_labels)
     if arrays.validation_labels is not None:
         images += len(arrays.validation_labels)
-    needed = images * math.prod(arrays.train_images.shape[1:])
-    streamed = is_streamed(stream, source.title, needed)
+    byte_count = images * math.prod(arrays.train_images.shape[1:])
+    streamed = is_streamed(stream, source.title, byte_count)
 
     def part(positions: np.ndarray) -> Split:
         all_images = arrays.train_images
@@ -271,8 +271,8 @@ def load(
         positions = np.arange(len(arrays.validation_labels))
         held_out_split = Split(arrays.validation_images, arrays.validation_labels, positions)
     else:
-        held_out_split = part(held_out)
-    train = part(chosen)
+        held_out_split = part(held_out_indices)
+    train = part(train_indices)
     mean, std = channel_statistics(train.images)
     return Dataset(
         name=source.name,

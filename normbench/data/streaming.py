@@ -83,8 +83,8 @@ class ImageView:
 
     def __getitem__(self, chosen: Any) -> np.ndarray:
         if isinstance(chosen, tuple):
-            rows, *others = chosen
-            return self._array[(self._positions[rows], *others)]
+            rows, *rest = chosen
+            return self._array[(self._positions[rows], *rest)]
         return self._array[self._positions[chosen]]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -109,17 +109,17 @@ def empty(shape: tuple[int, ...], dtype: Any, folder: Path, title: str) -> np.nd
     Raises:
         UserError: There is not enough disk space.
     """
-    needed = math.prod(shape) * np.dtype(dtype).itemsize
-    if LARGE * needed <= physical_memory():
+    byte_count = math.prod(shape) * np.dtype(dtype).itemsize
+    if LARGE * byte_count <= physical_memory():
         return np.empty(shape, dtype)
-    refuse_full_disk(folder, needed, title)
+    refuse_full_disk(folder, byte_count, title)
     with tempfile.TemporaryFile(dir=folder) as file:
         # Reserve the blocks now. If the disk is full when a mapped page is written, the process is
         # killed by a signal, which cannot be turned into an error message.
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, needed)
+            os.posix_fallocate(file.fileno(), 0, byte_count)
         else:
-            file.truncate(needed)
+            file.truncate(byte_count)
         # A plain array over the map, because indexing a memmap object is slower.
         return np.asarray(np.memmap(file, dtype, "r+", shape=shape))
 

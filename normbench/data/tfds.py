@@ -46,8 +46,8 @@ class TfdsSource(Source):
 
     def location(self, data_dir: str | Path | None = None) -> Path | None:
         folder = self._folder(data_dir)
-        imported = self._imported(data_dir)
-        return imported if folder is None and imported.is_file() else folder
+        file = self._imported(data_dir)
+        return file if folder is None and file.is_file() else folder
 
     def _folder(self, data_dir: str | Path | None) -> Path | None:
         """Return the folder in which tfds stores the data set, or None."""
@@ -61,10 +61,10 @@ class TfdsSource(Source):
     def state(self, data_dir: str | Path | None = None) -> str:
         folder = self._folder(data_dir)
         if folder is None:
-            imported = self._imported(data_dir)
-            if not imported.is_file():
+            file = self._imported(data_dir)
+            if not file.is_file():
                 return "missing"
-            return "ready" if cache.read(imported) else f"damaged: {imported.name}"
+            return "ready" if cache.read(file) else f"damaged: {file.name}"
         damage = tfds_folder.damage(folder, self._counts)
         return "ready" if damage is None else f"damaged: {damage}"
 
@@ -74,8 +74,8 @@ class TfdsSource(Source):
 
     def arrays(self, data_dir: str | Path | None = None) -> Arrays:
         folder = self._whole(data_dir)
-        if folder is None and (imported := self._imported(data_dir)).is_file():
-            return self._imported_arrays(imported)
+        if folder is None and (file := self._imported(data_dir)).is_file():
+            return self._imported_arrays(file)
         if folder is None:
             raise MissingData(
                 f"{self.title} is not in {tfds_folder.root(data_dir)}: get it with `normbench data "
@@ -83,19 +83,19 @@ class TfdsSource(Source):
                 "PATH` (from files you have), or set TFDS_DATA_DIR to a tensorflow-datasets folder "
                 "that has it; dataset=digits needs no download"
             )
-        loaded = self._cached(folder)
-        if loaded is None:
+        arrays = self._cached(folder)
+        if arrays is None:
             target = self._writable(folder)
             # If several processes start at once, one decodes and the others wait for it.
             with FileLock(f"{target}.lock"):
-                loaded = self._cached(folder)
-                if loaded is None:
+                arrays = self._cached(folder)
+                if arrays is None:
                     self._decode(folder, target)
-                    loaded = self._cached(folder)
-        if loaded is None:
+                    arrays = self._cached(folder)
+        if arrays is None:
             raise NormbenchError(f"{folder} changed while it was read: run again")
-        self._check(loaded, folder)
-        return loaded
+        self._check(arrays, folder)
+        return arrays
 
     def _decode(self, folder: Path, target: Path) -> None:
         """Read a folder into the array cache, with tensorflow-datasets if it is installed."""
@@ -124,11 +124,11 @@ class TfdsSource(Source):
 
     def _imported_arrays(self, file: Path) -> Arrays:
         """Return the arrays of a file that was written without tfds."""
-        found = cache.read(file)
-        if found is None or set(found[1]) != _ARRAYS:
+        entry = cache.read(file)
+        if entry is None or set(entry[1]) != _ARRAYS:
             raise DamagedData(f"{self.title} in {file} is damaged: remove the file, then import "
                               f"{self.name} again")  # fmt: skip
-        arrays = Arrays(**found[1])
+        arrays = Arrays(**entry[1])
         self._check(arrays, file)
         return arrays
 
@@ -155,16 +155,16 @@ class TfdsSource(Source):
         """
         file = f"{self.name}-{folder.name}.v{_SCHEMA}.arrays"
         local = folder.parents[1] / tfds_folder.HIDDEN / file
-        where = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
-        return local, user_cache() / where / file
+        digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
+        return local, user_cache() / digest / file
 
     def _cached(self, folder: Path) -> Arrays | None:
         """Return the cached arrays of a folder, or None if they are missing or outdated."""
         current = tfds_folder.fingerprint(folder)
         for path in self._cache_paths(folder):
-            found = cache.read(path)
-            if found is not None and found[0].get("fingerprint") == current:
-                return Arrays(**found[1])
+            entry = cache.read(path)
+            if entry is not None and entry[0].get("fingerprint") == current:
+                return Arrays(**entry[1])
         return None
 
     def _writable(self, folder: Path) -> Path:
@@ -204,14 +204,14 @@ class TfdsSource(Source):
                 "manual": str(root / "downloads" / "manual"),
             }
 
-            reported = 0  # MiB
+            last_size = 0  # MiB
 
             def progress() -> None:
-                nonlocal reported
+                nonlocal last_size
                 files = (work / "downloads").rglob("*")
                 size = sum(file.stat().st_size for file in files if file.is_file()) // _MIB
-                if size > reported:
-                    reported = size
+                if size > last_size:
+                    last_size = size
                     say(f"{self.title}: {size} MiB downloaded")
 
             try:
@@ -274,12 +274,12 @@ class TfdsSource(Source):
 
     def _already(self, data_dir: str | Path | None, say: Say) -> Path | None:
         """Return the folder of a data set that is already on this machine, and report it."""
-        found = self._whole(data_dir)
-        if found is None and self.state(data_dir) == "ready":
-            found = self._imported(data_dir)
-        if found is not None:
-            say(f"{self.title} is already present: {found}")
-        return found
+        path = self._whole(data_dir)
+        if path is None and self.state(data_dir) == "ready":
+            path = self._imported(data_dir)
+        if path is not None:
+            say(f"{self.title} is already present: {path}")
+        return path
 
     def _make(
         self, action: str, request: dict[str, Any], root: Path, partial: Path, say: Say, tick=None

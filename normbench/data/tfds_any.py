@@ -55,13 +55,13 @@ class Tfds(ContentSource):
     ) -> None:
         if not id:
             raise UserError("dataset.id is empty: write dataset.id=NAME, such as svhn_cropped")
-        found = _ID.fullmatch(id)
-        if found is None:
+        match = _ID.fullmatch(id)
+        if match is None:
             raise UserError(
                 f"dataset.id {id!r} is not a name in tensorflow-datasets such as svhn_cropped or "
                 "imagenette/160px-v2:1.0.0"
             )
-        self.builder, self.config, self.version = found["name"], found["config"], found["version"]
+        self.builder, self.config, self.version = match["name"], match["config"], match["version"]
         check_options(size, channels, test, ("validation",), test_seed)
         self.size, self.channels = size, channels
         self.test, self.test_seed = test, test_seed
@@ -114,10 +114,10 @@ class Tfds(ContentSource):
         }
         try:
             tfds_process.run("classify", request)
-            found = cache.read(target)
-            if found is None:
+            entry = cache.read(target)
+            if entry is None:
                 raise NormbenchError(f"{folder} changed while it was read: run again")
-            about, arrays = found
+            metadata, arrays = entry
         finally:
             target.unlink(missing_ok=True)  # arrays that are already mapped remain valid
         splits = [name.removesuffix("_labels") for name in arrays if name.endswith("_labels")]
@@ -130,7 +130,7 @@ class Tfds(ContentSource):
         split: Arrays = arranged(
             positions, labels, test, self.test_seed, partial(ImageView, arrays["images"])
         )
-        return Contents(split, tuple(about["class_names"]))
+        return Contents(split, tuple(metadata["class_names"]))
 
     def prepare(self, data_dir: str | Path | None = None, say: Say = silent) -> Path:
         folder = self.location(data_dir)
@@ -150,12 +150,12 @@ class Tfds(ContentSource):
                 "cache_path": None,
             }
             try:
-                prepared = Path(tfds_process.run("prepare", request)["folder"])
+                version_folder = Path(tfds_process.run("prepare", request)["folder"])
             except UserError:
                 raise
             except NormbenchError as error:
                 raise NormbenchError(f"cannot prepare {self.origin}: {error}") from error
-            final = root / prepared.relative_to(partial)
-            publish(prepared, final)
+            final = root / version_folder.relative_to(partial)
+            publish(version_folder, final)
         say(f"{self.origin} is ready: {final}")
         return final

@@ -63,11 +63,11 @@ def write(
     """
     import tensorflow_datasets as tfds
 
-    stored = cache.read(Path(arrays))
-    if stored is None:
+    entry = cache.read(Path(arrays))
+    if entry is None:
         raise NormbenchError(f"{arrays} is incomplete")
     splits: dict[str, dict[str, np.ndarray]] = {}
-    for key, array in stored[1].items():
+    for key, array in entry[1].items():
         split, _, feature = key.partition("/")
         splits.setdefault(split, {})[feature] = array
 
@@ -91,10 +91,12 @@ def write(
     builder = builder_class(data_dir=data_dir)
     builder.download_and_prepare()
     folder = Path(builder.data_dir)
-    read = _decode(folder)
+    contents = _decode(folder)
     for split, data in splits.items():
-        _compare(split, data, {key: read[f"{split}_{key}s"] for key in ("image", "label")}, folder)
-    _cache(folder, read, Path(cache_path))
+        _compare(
+            split, data, {key: contents[f"{split}_{key}s"] for key in ("image", "label")}, folder
+        )
+    _cache(folder, contents, Path(cache_path))
     return {"folder": str(folder), "version": folder.name}
 
 
@@ -106,15 +108,15 @@ def _rows(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _compare(
-    split: str, meant: dict[str, np.ndarray], read: dict[str, np.ndarray], folder: Path
+    split: str, expected: dict[str, np.ndarray], actual: dict[str, np.ndarray], folder: Path
 ) -> None:
     """Check that the examples read back are those written, in any order.
 
     Raises:
         NormbenchError: They differ.
     """
-    if meant["image"].shape != read["image"].shape or not np.array_equal(
-        _rows(meant["image"], meant["label"]), _rows(read["image"], read["label"])
+    if expected["image"].shape != actual["image"].shape or not np.array_equal(
+        _rows(expected["image"], expected["label"]), _rows(actual["image"], actual["label"])
     ):
         raise NormbenchError(f"examples read back from {folder} are not those written ({split})")
 
@@ -129,12 +131,12 @@ def _reach(builder: Any, manual: Path) -> None:
     """
     import requests
 
-    asked = set()
-    for url, known in (builder.url_infos or {}).items():
+    hosts = set()
+    for url, info in (builder.url_infos or {}).items():
         host = url.split("/")[2]
-        if host in asked or (known.filename and (manual / known.filename).is_file()):
+        if host in hosts or (info.filename and (manual / info.filename).is_file()):
             continue
-        asked.add(host)
+        hosts.add(host)
         try:
             with requests.get(url, stream=True, timeout=_TIMEOUT) as answer:
                 if answer.status_code != 200:
@@ -171,10 +173,10 @@ def prepare(
     try:
         builder: Any = tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError as error:
-        known = nearest(
+        close = nearest(
             re.split("[/:]", name)[0], tfds.list_builders(with_community_datasets=False)
         )
-        hint = f": did you mean {known!r}?" if known else ""
+        hint = f": did you mean {close!r}?" if close else ""
         raise UserError(f"tensorflow-datasets knows no data set {name!r}{hint}") from error
     if cache_path is None:
         _features(builder, name)  # before anything is downloaded
@@ -207,13 +209,17 @@ def _features(builder: Any, name: str) -> tuple[str, str]:
 
     features, keys = builder.info.features, builder.info.supervised_keys
     pair = keys if isinstance(keys, tuple) and len(keys) == 2 else ("image", "label")
-    found = [features[key] if isinstance(key, str) and key in features else None for key in pair]
+    pair_features = [
+        features[key] if isinstance(key, str) and key in features else None for key in pair
+    ]
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
-    if not all(isinstance(feature, kind) for feature, kind in zip(found, kinds, strict=True)):
-        listed = ", ".join(f"{key}: {type(value).__name__}" for key, value in features.items())
+    if not all(
+        isinstance(feature, kind) for feature, kind in zip(pair_features, kinds, strict=True)
+    ):
+        description = ", ".join(f"{key}: {type(value).__name__}" for key, value in features.items())
         raise UserError(
             f"{name} does not classify images: an image and one class label are needed, but it has "
-            f"{listed}"
+            f"{description}"
         )
     return pair[0], pair[1]
 
@@ -251,29 +257,29 @@ def classify(
             f"{name} has images of {feature.np_dtype} and {feature.shape[-1]} channels: uint8 "
             "images of 1, 3 or 4 channels are needed"
         )
-    present = [split for split in ("train", "test", "validation") if split in builder.info.splits]
-    if "train" not in present:
-        listed = ", ".join(builder.info.splits) or "none"
-        raise UserError(f"{name} has no split train (it has {listed})")
-    refuse_test(name, present, test, "split")
-    wanted = channels or (1 if feature.shape[-1] == 1 else 3)
+    splits = [split for split in ("train", "test", "validation") if split in builder.info.splits]
+    if "train" not in splits:
+        split_names = ", ".join(builder.info.splits) or "none"
+        raise UserError(f"{name} has no split train (it has {split_names})")
+    refuse_test(name, splits, test, "split")
+    channel_count = channels or (1 if feature.shape[-1] == 1 else 3)
     reading = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-    count = sum(builder.info.splits[split].num_examples for split in present)
-    read: dict[str, np.ndarray] = {}
+    count = sum(builder.info.splits[split].num_examples for split in splits)
+    result: dict[str, np.ndarray] = {}
     all_images: np.ndarray | None = None  # allocated when the size of the first is known
     end = 0
-    shown: list[tuple[str, tuple[int, int]]] = []
-    for split in present:
+    sizes: list[tuple[str, tuple[int, int]]] = []
+    for split in splits:
         start, labels, ids = end, [], []
         data = builder.as_dataset(split=split, shuffle_files=False, read_config=reading)
         for index, example in enumerate(data.as_numpy_iterator()):
             pixels = example[image_key]
             height, width = pixels.shape[:2]
             if size is None:
-                shown = [*shown[:1], (f"image {index} of {split}", (width, height))]
-                refuse_sizes(shown, name)
+                sizes = [*sizes[:1], (f"image {index} of {split}", (width, height))]
+                refuse_sizes(sizes, name)
             picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-            image = fitted(picture, size, wanted)
+            image = fitted(picture, size, channel_count)
             if all_images is None:
                 all_images = empty((count, *image.shape), np.uint8, Path(arrays).parent, name)
             if end == count:
@@ -285,14 +291,14 @@ def classify(
                 ids.append(example["id"])
         # As in _decode: in the order of the ids if every example has one.
         order = np.argsort(np.array(ids), kind="stable") if len(ids) == len(labels) else slice(None)
-        read[f"{split}_positions"] = np.arange(start, end)[order]
-        read[f"{split}_labels"] = np.array(labels, np.int32)[order]
-        if read[f"{split}_labels"].min() < 0:
+        result[f"{split}_positions"] = np.arange(start, end)[order]
+        result[f"{split}_labels"] = np.array(labels, np.int32)[order]
+        if result[f"{split}_labels"].min() < 0:
             raise UserError(f"{name} has images without a label in {split}")
     if all_images is None or end < count:
         raise NormbenchError(f"{folder} has {end} images, not the {count} that it lists")
     names = builder.info.features[label_key].names
-    cache.write(Path(arrays), {"images": all_images, **read}, {"class_names": list(names)})
+    cache.write(Path(arrays), {"images": all_images, **result}, {"class_names": list(names)})
     return {"folder": folder}
 
 

@@ -48,8 +48,8 @@ _RECORD_OVERHEAD = 16  # TFRecord: length (8), its CRC (4), the data's CRC (4)
 
 def root(data_dir: str | Path | None = None) -> Path:
     """Return the data folder: ``data_dir``, else ``TFDS_DATA_DIR``, else tfds's own default."""
-    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or Path("~") / "tensorflow_datasets"
-    return expand_user(chosen).absolute()
+    folder = data_dir or os.environ.get("TFDS_DATA_DIR") or Path("~") / "tensorflow_datasets"
+    return expand_user(folder).absolute()
 
 
 def _version(name: str) -> tuple[int, ...] | None:
@@ -64,18 +64,20 @@ def find(name: str, version: str, data_dir: str | Path | None = None) -> Path | 
     change the examples within a major version).
     """
     base = root(data_dir) / name
-    exact = base / version
-    if (exact / INFO).is_file():
-        return exact
-    wanted = _version(version)
-    if wanted is None or not base.is_dir():
+    folder = base / version
+    if (folder / INFO).is_file():
+        return folder
+    numbers = _version(version)
+    if numbers is None or not base.is_dir():
         return None
-    others = [
-        (parsed, path)
+    candidates = [
+        (other_numbers, path)
         for path in base.iterdir()
-        if (parsed := _version(path.name)) and parsed[0] == wanted[0] and (path / INFO).is_file()
+        if (other_numbers := _version(path.name))
+        and other_numbers[0] == numbers[0]
+        and (path / INFO).is_file()
     ]
-    return max(others)[1] if others else None
+    return max(candidates)[1] if candidates else None
 
 
 def newest(
@@ -99,25 +101,25 @@ def newest(
             texts = ", ".join(f"{name}/{config}" for config in dict.fromkeys(configs))
             raise UserError(f"{name} is prepared with several configs, choose one: {texts}")
         config = configs[0] if configs else None
-    found = _versions(base / config if config else base)
+    versions = _versions(base / config if config else base)
     if version is not None:
-        return found.get(_version(version) or ())
-    return found[max(found)] if found else None
+        return versions.get(_version(version) or ())
+    return versions[max(versions)] if versions else None
 
 
 def _versions(folder: Path) -> dict[tuple[int, ...], Path]:
     """Return the prepared versions in the folder of a data set or of its config."""
     return {
-        parsed: path.parent
+        numbers: path.parent
         for path in folder.glob(f"*/{INFO}")
-        if (parsed := _version(path.parent.name))
+        if (numbers := _version(path.parent.name))
     }
 
 
 def prepared(base: Path) -> list[str]:
     """Return the names of the prepared data sets in a data folder."""
-    found = [*base.glob(f"*/*/{INFO}"), *base.glob(f"*/*/*/{INFO}")]
-    return sorted({path.relative_to(base).parts[0] for path in found})
+    paths = [*base.glob(f"*/*/{INFO}"), *base.glob(f"*/*/*/{INFO}")]
+    return sorted({path.relative_to(base).parts[0] for path in paths})
 
 
 def _info(folder: Path) -> dict[str, Any]:

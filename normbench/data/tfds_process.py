@@ -44,8 +44,8 @@ def _environment() -> dict[str, str]:
 
 def _reason(log: str) -> str:
     """Return the reason from a log: the exception of the last traceback, else the last line."""
-    _, traceback, after = log.rpartition("Traceback (most recent call last):\n")
-    lines = [line for line in after.splitlines() if line.strip()]
+    _, traceback, tail = log.rpartition("Traceback (most recent call last):\n")
+    lines = [line for line in tail.splitlines() if line.strip()]
     if traceback:  # the exception's first line is the first one after the frames
         lines = [line for line in lines if not line.startswith(" ")][:1]
     return lines[-1].strip().rstrip(":") if lines else "it said nothing"
@@ -63,12 +63,12 @@ def refuse_missing(action: str) -> None:
         UserError: It is not installed.
     """
     if not is_installed():
-        makes = action in ("prepare", "write")
+        is_creation = action in ("prepare", "write")
         bring = ", or set TFDS_DATA_DIR to a folder of tensorflow-datasets that has it"
         raise UserError(
             f"tensorflow-datasets is needed to {_DOES[action]}, but is not installed: pip install "
-            f"normbench{bring if makes else ''}; dataset=digits, dataset=npz and dataset=images "
-            "work without it"
+            f"normbench{bring if is_creation else ''}; dataset=digits, dataset=npz and "
+            "dataset=images work without it"
         )
 
 

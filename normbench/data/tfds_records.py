@@ -72,7 +72,7 @@ def _records(data: bytes) -> Iterator[bytes]:
         ValueError: The file is truncated, or a checksum does not match.
     """
     start = 0
-    waiting: list[bytes] = []
+    strings: list[bytes] = []
     checksums: list[int] = []
     while start < len(data):
         header = data[start : start + 8]
@@ -80,17 +80,17 @@ def _records(data: bytes) -> Iterator[bytes]:
         body, end = start + 12, start + 12 + length
         if end + 4 > len(data):
             raise ValueError("it is truncated")
-        waiting += [header, data[body:end]]
+        strings += [header, data[body:end]]
         checksums += [
             int.from_bytes(data[start + 8 : body], "little"),
             int.from_bytes(data[end : end + 4], "little"),
         ]
         start = end + 4
-        if len(waiting) >= 2 * _CHECKED or start == len(data):
-            if not np.array_equal(_masked(_crc32c(waiting)), np.array(checksums, np.uint32)):
+        if len(strings) >= 2 * _CHECKED or start == len(data):
+            if not np.array_equal(_masked(_crc32c(strings)), np.array(checksums, np.uint32)):
                 raise ValueError("a checksum does not match")
-            yield from waiting[1::2]
-            waiting, checksums = [], []
+            yield from strings[1::2]
+            strings, checksums = [], []
 
 
 def _table() -> np.ndarray:
@@ -109,15 +109,15 @@ def _crc32c(strings: Sequence[bytes]) -> np.ndarray:
     for column, index in enumerate(order):
         columns[: lengths[index], column] = np.frombuffer(strings[index], np.uint8)
     # The longest strings come first, so those that still have a byte at a position are a prefix.
-    remaining = np.searchsorted(-lengths[order], -np.arange(1, lengths.max() + 1), side="right")
+    counts = np.searchsorted(-lengths[order], -np.arange(1, lengths.max() + 1), side="right")
     table = _table()
     crc = np.full(len(strings), 0xFFFFFFFF, np.uint32)
-    for row, count in zip(columns, remaining, strict=True):
-        ahead = crc[:count]
-        crc[:count] = table[(ahead ^ row[:count]) & 0xFF] ^ (ahead >> 8)
-    found = np.empty_like(crc)
-    found[order] = ~crc
-    return found
+    for row, count in zip(columns, counts, strict=True):
+        prefix = crc[:count]
+        crc[:count] = table[(prefix ^ row[:count]) & 0xFF] ^ (prefix >> 8)
+    result = np.empty_like(crc)
+    result[order] = ~crc
+    return result
 
 
 def _masked(crc: np.ndarray) -> np.ndarray:
@@ -148,13 +148,13 @@ def _all(message: bytes, field: int) -> list[bytes]:
 
 def _integers(message: bytes) -> list[int]:
     """Return the values of a packed ``Int64List``."""
-    found = []
-    for packed in _all(message, 1):
+    values = []
+    for data in _all(message, 1):
         position = 0
-        while position < len(packed):
-            value, position = _varint(packed, position)
-            found.append(value - (1 << 64) if value >> 63 else value)
-    return found
+        while position < len(data):
+            value, position = _varint(data, position)
+            values.append(value - (1 << 64) if value >> 63 else value)
+    return values
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes | None]]:

@@ -89,22 +89,24 @@ class Images:
 
     def augment(self, pixels: Any, words: tuple[Any, Any]) -> Any:
         """Augment images; arguments as for :meth:`prepare`, returns uint8 (N, H, W, C)."""
-        moved = self._moved(pixels, words)
+        images = self._moved(pixels, words)
         if self.jitter:
             word, _ = further_words(words, _JITTER)
-            moved = randaugment.jittered(moved, word, self.jitter)
+            images = randaugment.jittered(images, word, self.jitter)
         if self.randaugment:
-            drawn = [further_words(words, _RANDAUGMENT + i)[0] for i in range(self.randaugment)]
-            moved = randaugment.randaugmented(moved, drawn, self.magnitude)
-        hidden = []
+            random_words = [
+                further_words(words, _RANDAUGMENT + i)[0] for i in range(self.randaugment)
+            ]
+            images = randaugment.randaugmented(images, random_words, self.magnitude)
+        masks = []
         if self.cutout:
-            hidden.append(_cutout(pixels.shape, words, self.cutout))
+            masks.append(_cutout(pixels.shape, words, self.cutout))
         if self.erasing:
-            hidden.append(_erased(pixels.shape, words, self.erasing))
+            masks.append(_erased(pixels.shape, words, self.erasing))
         color = ops.convert_to_tensor(np.rint(self.mean * 255.0).astype(np.uint8))
-        for inside in hidden:
-            moved = ops.where(inside[..., None], color, moved)
-        return moved
+        for mask in masks:
+            images = ops.where(mask[..., None], color, images)
+        return images
 
     def _moved(self, pixels: Any, words: tuple[Any, Any]) -> Any:
         """Crop and flip images."""
@@ -120,14 +122,14 @@ class Images:
         if self.flip:
             columns = columns + bit[:, None] * (width - 1 - 2 * columns)
         columns = columns + shift_x[:, None]
-        inside = _within(rows, height)[:, :, None] & _within(columns, width)[:, None, :]
+        mask = _within(rows, height)[:, :, None] & _within(columns, width)[:, None, :]
         rows = ops.clip(rows, 0, height - 1)
         columns = ops.clip(columns, 0, width - 1)
         image = ops.arange(count, dtype="int32")[:, None, None]
         positions = (image * height + rows[:, :, None]) * width + columns[:, None, :]
         flat = ops.reshape(pixels, (count * height * width, channels))
-        moved = ops.take(flat, positions, axis=0)
-        return ops.where(inside[..., None], moved, ops.zeros_like(moved))
+        images = ops.take(flat, positions, axis=0)
+        return ops.where(mask[..., None], images, ops.zeros_like(images))
 
 
 def _prepare(
@@ -158,27 +160,27 @@ def _erased(shape: tuple[int, ...], words: tuple[Any, Any], probability: float) 
     _, height, width, _ = shape
     chance, position = further_words(words, _ERASING)
     heights, widths = (ops.convert_to_tensor(table) for table in _rectangles(height, width))
-    tall = wide = ops.zeros_like(bits(chance, 0, 16))
+    box_height = box_width = ops.zeros_like(bits(chance, 0, 16))
     for pair in range(_TRIES // 4):
         for word in further_words(words, _ERASING + 1 + pair):
             for first in (16, 0):  # the first rectangle that fits; others are 0×0 in the tables
                 index = bits(word, first, 16)
-                fits = tall > 0
-                tall = ops.where(fits, tall, ops.take(heights, index))
-                wide = ops.where(fits, wide, ops.take(widths, index))
-    top = ops.mod(bits(position, 16, 16), height - tall + 1)
-    left = ops.mod(bits(position, 0, 16), width - wide + 1)
+                is_set = box_height > 0
+                box_height = ops.where(is_set, box_height, ops.take(heights, index))
+                box_width = ops.where(is_set, box_width, ops.take(widths, index))
+    top = ops.mod(bits(position, 16, 16), height - box_height + 1)
+    left = ops.mod(bits(position, 0, 16), width - box_width + 1)
     is_drawn = bits(chance, 0, 16) < round(probability * 2**16)
-    return is_drawn[:, None, None] & _rectangle(shape, top, left, tall, wide)
+    return is_drawn[:, None, None] & _rectangle(shape, top, left, box_height, box_width)
 
 
-def _rectangle(shape: tuple[int, ...], top: Any, left: Any, tall: Any, wide: Any) -> Any:
+def _rectangle(shape: tuple[int, ...], top: Any, left: Any, box_height: Any, box_width: Any) -> Any:
     """Return a mask of a rectangle in each image, bool (N, H, W); its sides are int32 (N,)."""
     _, height, width, _ = shape
     rows = ops.arange(height, dtype="int32")[None, :] - top[:, None]
     columns = ops.arange(width, dtype="int32")[None, :] - left[:, None]
-    in_rows = (rows >= 0) & (rows < tall[:, None])
-    in_columns = (columns >= 0) & (columns < wide[:, None])
+    in_rows = (rows >= 0) & (rows < box_height[:, None])
+    in_columns = (columns >= 0) & (columns < box_width[:, None])
     return in_rows[:, :, None] & in_columns[:, None, :]
 
 
@@ -192,10 +194,10 @@ def _rectangles(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     steps = (np.arange(_LEVELS) + 0.5) / _LEVELS
     area = height * width * (ERASED_AREA[0] + steps * (ERASED_AREA[1] - ERASED_AREA[0]))
     ratio = ERASED_ASPECT + steps * (1 / ERASED_ASPECT - ERASED_ASPECT)
-    tall = np.rint(np.sqrt(area[:, None] * ratio)).astype(np.int32).reshape(-1)
-    wide = np.rint(np.sqrt(area[:, None] / ratio)).astype(np.int32).reshape(-1)
-    fits = (tall < height) & (wide < width) & (tall > 0) & (wide > 0)
-    return np.where(fits, tall, 0).astype(np.int32), np.where(fits, wide, 0).astype(np.int32)
+    heights = np.rint(np.sqrt(area[:, None] * ratio)).astype(np.int32).reshape(-1)
+    widths = np.rint(np.sqrt(area[:, None] / ratio)).astype(np.int32).reshape(-1)
+    mask = (heights < height) & (widths < width) & (heights > 0) & (widths > 0)
+    return np.where(mask, heights, 0).astype(np.int32), np.where(mask, widths, 0).astype(np.int32)
 
 
 def _within(positions: Any, length: int) -> Any:

@@ -48,10 +48,10 @@ def start(backend: str, precision: str) -> dict[str, Any]:
         UserError: The backend is not installed.
         NormbenchError: Keras already runs on another backend here.
     """
-    running = _running_backend()
-    if running not in (None, backend):
+    current = _running_backend()
+    if current not in (None, backend):
         raise NormbenchError(
-            f"this process already runs Keras on {running}: start another for backend={backend}"
+            f"this process already runs Keras on {current}: start another for backend={backend}"
         )
     refuse_missing(backend, OTHER)
     os.environ["KERAS_BACKEND"] = backend
@@ -60,8 +60,8 @@ def start(backend: str, precision: str) -> dict[str, Any]:
     with native_messages_held(), _hidden([package for package in _OPTIONAL if package != backend]):
         import keras
 
-        computes = _started_tensorflow() if backend == "tensorflow" else _started_jax()
-    if not threads.are_divided(computes["shards"]):
+        settings = _started_tensorflow() if backend == "tensorflow" else _started_jax()
+    if not threads.are_divided(settings["shards"]):
         threads.warn()
     keras.config.set_dtype_policy(precision)
     keras.config.set_image_data_format("channels_last")
@@ -69,7 +69,7 @@ def start(backend: str, precision: str) -> dict[str, Any]:
         "backend": backend,
         "precision": precision,
         "jit_compile": backend == "jax",
-        **computes,
+        **settings,
     }
 
 
@@ -158,8 +158,10 @@ def trace(function: Callable[[Any], Any], specs: Sequence[Sequence[Spec]]) -> No
         return
     import tensorflow as tf
 
-    traced = tf.function(function, autograph=False)
-    traced.get_concrete_function([[tf.TensorSpec(*spec) for spec in group] for group in specs])
+    graph_function = tf.function(function, autograph=False)
+    graph_function.get_concrete_function(
+        [[tf.TensorSpec(*spec) for spec in group] for group in specs]
+    )
 
 
 @contextmanager
@@ -195,13 +197,13 @@ def _hidden(packages: list[str]) -> Iterator[None]:
     Does nothing in a notebook or at a prompt, where Keras may need them later.
     """
     interactive = hasattr(sys, "ps1") or "ipykernel" in sys.modules
-    hidden = [] if interactive else [name for name in packages if name not in sys.modules]
+    names = [] if interactive else [name for name in packages if name not in sys.modules]
     modules: dict[str, Any] = sys.modules
-    modules.update(dict.fromkeys(hidden))
+    modules.update(dict.fromkeys(names))
     try:
         yield
     finally:
-        for name in hidden:
+        for name in names:
             del modules[name]
 
 

@@ -99,13 +99,13 @@ def diagnose(
             backends, or one that is not installed.
         NormbenchError: A run cannot be read.
     """
-    offered = group_options(config_dir)["probe"]
+    choices = group_options(config_dir)["probe"]
     for name in probes:
-        if name not in offered:
-            raise unknown("probe", name, offered)
-    wanted = list(dict.fromkeys(probes or offered))
-    groups, overridden = _options(wanted, overrides, config_dir)
-    targets = [_target(run, groups, overridden, config_dir) for run in _runs(store, names)]
+        if name not in choices:
+            raise unknown("probe", name, choices)
+    probe_names = list(dict.fromkeys(probes or choices))
+    groups, option_overrides = _options(probe_names, overrides, config_dir)
+    targets = [_target(run, groups, option_overrides, config_dir) for run in _runs(store, names)]
     backends = sorted({target.config.backend for target in targets})
     if len(backends) > 1:
         raise UserError(
@@ -129,8 +129,8 @@ def diagnose(
 
 
 def _runs(store: Store, names: Iterable[str]) -> list[Run]:
-    found = {run.name: run for run in (store.find(name) for name in names)}
-    return list(found.values())
+    runs = {run.name: run for run in (store.find(name) for name in names)}
+    return list(runs.values())
 
 
 def _options(
@@ -148,12 +148,12 @@ def _options(
         if name not in names:
             raise unknown("probe", name, names)
     groups = compose([f"probe=[{','.join(names)}]", *overrides], config_dir).probe
-    overridden: Options = {}
+    option_overrides: Options = {}
     for override in parse(overrides):
         _, name, option = override.key_or_group.split(".", 2)
         option = option.partition(".")[0]
-        overridden.setdefault(name, {})[option] = groups[name][option]
-    return groups, overridden
+        option_overrides.setdefault(name, {})[option] = groups[name][option]
+    return groups, option_overrides
 
 
 def trained_without(
@@ -179,21 +179,24 @@ def trained_without(
         if not (config.probe or config.logger or config.label):
             continue
         try:
-            recorded = run.config or {}
-            known = {*recorded.get("probe", {}), *(line.get("probe") for line in run.diagnoses())}
+            old_config = run.config or {}
+            old_probes = {
+                *old_config.get("probe", {}),
+                *(line.get("probe") for line in run.diagnoses()),
+            }
         except NormbenchError:  # whoever reads the run reports its damaged files
             continue
-        if missing := tuple(name for name in config.probe if name not in known):
+        if missing := tuple(name for name in config.probe if name not in old_probes):
             probes.setdefault(missing, []).append(run)
-        if missing := tuple(n for n in config.logger if n not in recorded.get("logger", {})):
+        if missing := tuple(n for n in config.logger if n not in old_config.get("logger", {})):
             loggers.setdefault(missing, []).append(run)
-        if config.label and config.label != recorded.get("label", ""):
-            labels.setdefault(recorded.get("label", ""), []).append(run)
+        if config.label and config.label != old_config.get("label", ""):
+            labels.setdefault(old_config.get("label", ""), []).append(run)
     lines = []
     for names, runs in probes.items():
         signatures = [run.name.rpartition("-")[2] for run in runs]
-        shown = signatures if len(runs) <= NAMED else ["RUN"]
-        command = ["normbench", "diagnose", *shown, "--probe", ",".join(names)]
+        words = signatures if len(runs) <= NAMED else ["RUN"]
+        command = ["normbench", "diagnose", *words, "--probe", ",".join(names)]
         store = asked[0][0].store
         command += [] if store == default_store() else ["--store", store]
         command += [] if config_dir is None else ["--config-dir", str(config_dir)]
@@ -219,7 +222,7 @@ def _s(runs: Sequence[Run]) -> str:
     return "s" if len(runs) == 1 else ""
 
 
-def _target(run: Run, groups: Options, overridden: Options, config_dir: str | None) -> Target:
+def _target(run: Run, groups: Options, option_overrides: Options, config_dir: str | None) -> Target:
     """Read a run's config and the info of its checkpoints, without their arrays.
 
     Raises:
@@ -229,45 +232,45 @@ def _target(run: Run, groups: Options, overridden: Options, config_dir: str | No
     run.verify()
     config = Config.from_run(run.config or {}, config_dir, f"run {run.name}")
     infos = {name: run.checkpoint_info(best=name == "best") for name in CHECKPOINTS}
-    found = {name: info for name, info in infos.items() if info is not None}
-    if not found:
+    checkpoints = {name: info for name, info in infos.items() if info is not None}
+    if not checkpoints:
         raise UserError(f"run {run.name} has no checkpoint to diagnose")
     options = {
-        name: {**group, **options_of(config.probe.get(name, {})), **overridden.get(name, {})}
+        name: {**group, **options_of(config.probe.get(name, {})), **option_overrides.get(name, {})}
         for name, group in groups.items()
     }
-    return Target(run, config, found, options)
+    return Target(run, config, checkpoints, options)
 
 
 def _diagnose(
-    target: Target, again: bool, named: bool, warm: WarmState, command: list[str], say: Callable
+    target: Target, again: bool, explicit: bool, warm: WarmState, command: list[str], say: Callable
 ) -> int:
     """Measure the probes that are due in a run, and return the number of new lines."""
     if not any(_due(target, name, again) for name in target.options):
         return 0
     with target.run.lock(command):
-        setup = _prepare(target, named, warm, say)
+        setup = _prepare(target, explicit, warm, say)
         for line in _own_changes(target, setup):
             say(f"{target.run.name}: {line}, which measures its weights")
-        measured = 0
+        count = 0
         for probe in setup.probes:
             values: dict[tuple[int, int], dict[str, float]] = {}
             for checkpoint in _due(target, probe.name, again):
                 position = _position(target.checkpoints[checkpoint])
                 if position not in values:  # one measurement if the last epoch is also the best
-                    began = time.perf_counter()
+                    start = time.perf_counter()
                     _restore(target, checkpoint, setup)
                     values[position] = probe.measure(setup.loop, setup.dataset)
-                    took = duration(time.perf_counter() - began)
+                    text = duration(time.perf_counter() - start)
                     say(
-                        f"{target.run.name}: {probe.name} at epoch {position[0]} measured in {took}"
+                        f"{target.run.name}: {probe.name} at epoch {position[0]} measured in {text}"
                     )
                 line = _line(target, checkpoint, probe.name) | {"values": values[position]}
-                if described := described_values([probe]):
-                    line["probe_values"] = described
+                if descriptions := described_values([probe]):
+                    line["probe_values"] = descriptions
                 target.run.append_diagnosis(line | _origin())
-                measured += 1
-    return measured
+                count += 1
+    return count
 
 
 def _own_changes(target: Target, setup: TrainingSetup) -> list[str]:
@@ -275,16 +278,18 @@ def _own_changes(target: Target, setup: TrainingSetup) -> list[str]:
     from normbench.store.provenance import own_changes, own_code, own_data
 
     config = target.config
-    now = own_code({**vars(config), "probe": {}})
-    now |= own_data(config.dataset, setup.dataset.fingerprint)
-    return own_changes((target.run.meta or {}).get("own"), now)
+    current = own_code({**vars(config), "probe": {}})
+    current |= own_data(config.dataset, setup.dataset.fingerprint)
+    return own_changes((target.run.meta or {}).get("own"), current)
 
 
 def _due(target: Target, probe: str, again: bool) -> list[str]:
     """Return the names of the checkpoints on which a probe is still to be measured."""
-    known = [] if again else [_identity(line) for line in _known(target)]
+    identities = [] if again else [_identity(line) for line in _known(target)]
     return [
-        name for name in target.checkpoints if _identity(_line(target, name, probe)) not in known
+        name
+        for name in target.checkpoints
+        if _identity(_line(target, name, probe)) not in identities
     ]
 
 
@@ -306,17 +311,17 @@ def _known(target: Target) -> list[dict[str, Any]]:
 
 def _answers(target: Target) -> list[dict[str, Any]]:
     """Return the newest measurement of each requested probe and checkpoint."""
-    asked = {
+    requests = {
         _identity(_line(target, checkpoint, probe)): None
         for probe in target.options
         for checkpoint in target.checkpoints
     }
-    found: dict[str, Any] = {**asked, **{_identity(line): line for line in _known(target)}}
-    return [found[key] for key in asked if found[key] is not None]
+    answers: dict[str, Any] = {**requests, **{_identity(line): line for line in _known(target)}}
+    return [answers[key] for key in requests if answers[key] is not None]
 
 
 def _prepare(
-    target: Target, named: bool, warm: WarmState, say: Callable[[str], None]
+    target: Target, explicit: bool, warm: WarmState, say: Callable[[str], None]
 ) -> TrainingSetup:
     """Build the run's training setup with the probes that its network does not refuse."""
     from dataclasses import replace
@@ -343,7 +348,7 @@ def _prepare(
             probe.check(setup.model)
             probes.append(probe)
         except UserError as refusal:
-            if named:
+            if explicit:
                 raise
             say(f"{target.run.name}: {probe.name} left out: {refusal}")
     return replace(setup, probes=probes)
@@ -351,10 +356,10 @@ def _prepare(
 
 def _restore(target: Target, checkpoint: str, setup: TrainingSetup) -> None:
     """Load a checkpoint into the loop, and set the loop to the epoch that the run had completed."""
-    loaded = target.run.load_checkpoint(best=checkpoint == "best")
-    if loaded is None:
+    contents = target.run.load_checkpoint(best=checkpoint == "best")
+    if contents is None:
         raise NormbenchError(f"the checkpoint {checkpoint} is gone")
-    arrays, info = loaded
+    arrays, info = contents
     epoch, step = _position(info)
     setup.loop.begin_epoch(max(epoch - 1, 0))
     setup.loop.rate = float(setup.rates[max(step - 1, 0)])

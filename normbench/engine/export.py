@@ -56,8 +56,8 @@ def load(
     If Keras is not imported yet, it is started on the run's backend. On another backend, the model
     gives the same results up to rounding.
     """
-    found = find_run(run, store)
-    return _model(found, plain, config_dir, lambda line: warnings.warn(line, stacklevel=6))
+    source = find_run(run, store)
+    return _model(source, plain, config_dir, lambda line: warnings.warn(line, stacklevel=6))
 
 
 def export(
@@ -90,13 +90,13 @@ def export(
     if path.is_dir():
         raise UserError(f"cannot write {str(path)!r}: there is a folder of this name")
     kind = _format_of(path, format)
-    found = find_run(run, store)
-    _check_library(kind, found)
-    _check_precision(kind, found)
-    model = _model(found, plain, config_dir, lambda line: say(f"note: {line}"))
-    _write(model, path, kind, found)
+    source = find_run(run, store)
+    _check_library(kind, source)
+    _check_precision(kind, source)
+    model = _model(source, plain, config_dir, lambda line: say(f"note: {line}"))
+    _write(model, path, kind, source)
     images = "×".join(map(str, model.input_shape[1:]))
-    say(f"export: {path} ({found.name}; images of {images}, 0..255, to {_classes(model)} logits)")
+    say(f"export: {path} ({source.name}; images of {images}, 0..255, to {_classes(model)} logits)")
     if kind == "keras":
         say(f"to load it: {_to_load(model)}keras.saving.load_model({path.name!r})")
     return path
@@ -143,10 +143,10 @@ def _check_own(run: Run, config: Config, dataset: Any, note: Note) -> None:
     Raises:
         UserError: The data set has changed, so that its images would not be scaled as in training.
     """
-    recorded = (run.meta or {}).get("own")
-    for line in own_changes(recorded, own_code({**vars(config), "probe": {}, "logger": {}})):
+    hashes = (run.meta or {}).get("own")
+    for line in own_changes(hashes, own_code({**vars(config), "probe": {}, "logger": {}})):
         note(line)
-    if changes := own_changes(recorded, own_data(config.dataset, dataset.fingerprint)):
+    if changes := own_changes(hashes, own_data(config.dataset, dataset.fingerprint)):
         raise UserError(f"run {run.name}: {'; '.join(changes)}: images would be scaled differently")
 
 
@@ -236,9 +236,9 @@ def _with_scaling(network: keras.Model, images: Any, plain: bool) -> keras.Model
     def copy(layer: Any) -> Any:
         if not isinstance(layer, keras.layers.Layer):  # an operation without state
             return layer
-        new = plain_layer(layer) if plain else type(layer).from_config(layer.get_config())
-        copies.append((layer, new))
-        return new
+        twin = plain_layer(layer) if plain else type(layer).from_config(layer.get_config())
+        copies.append((layer, twin))
+        return twin
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs = keras.tree.map_structure(
@@ -248,19 +248,19 @@ def _with_scaling(network: keras.Model, images: Any, plain: bool) -> keras.Model
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         return layer(*args, **kwargs)
 
-    copied = keras.models.clone_model(
+    clone = keras.models.clone_model(
         network, input_tensors=raw, clone_function=copy, call_function=call
     )
-    for layer, new in copies:
-        if type(new) is type(layer):
-            pairs = list(zip(new.variables, layer.variables, strict=True))
+    for layer, twin in copies:
+        if type(twin) is type(layer):
+            pairs = list(zip(twin.variables, layer.variables, strict=True))
         else:
-            pairs = [(getattr(new, name), value) for name, value in plain_weights(layer).items()]
+            pairs = [(getattr(twin, name), value) for name, value in plain_weights(layer).items()]
         for variable, value in pairs:
             # Convert to NumPy: on JAX, two variables would share a buffer, which predict() donates.
             variable.assign(keras.ops.convert_to_numpy(value))
     # Auxiliary classifiers, which only matter in training, are left out.
-    return keras.Model(raw, as_list(copied.outputs)[0], name=network.name)
+    return keras.Model(raw, as_list(clone.outputs)[0], name=network.name)
 
 
 # --- from a model to a file -----------------------------------------------------------------------
@@ -291,17 +291,17 @@ def _check_library(kind: str, run: Run) -> None:
     Raises:
         UserError: A library is missing.
     """
-    running = sys.modules.get("keras")
-    backend = running.config.backend() if running else os.environ.get("KERAS_BACKEND")
-    needed = [] if kind == "keras" else ["tensorflow"]
+    keras_module = sys.modules.get("keras")
+    backend = keras_module.config.backend() if keras_module else os.environ.get("KERAS_BACKEND")
+    packages = [] if kind == "keras" else ["tensorflow"]
     if kind == "onnx":
-        needed.append("tf2onnx")  # depends on onnx
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        on = backend or (run.config or {}).get("backend")
+        packages.append("tf2onnx")  # depends on onnx
+    missing_packages = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing_packages:
+        backend_name = backend or (run.config or {}).get("backend")
         raise UserError(
-            f"Keras on {on} needs {' and '.join(needed)} to write the format {kind}: "
-            f"pip install {' '.join(missing)}"
+            f"Keras on {backend_name} needs {' and '.join(packages)} to write the format {kind}: "
+            f"pip install {' '.join(missing_packages)}"
         )
 
 
@@ -335,12 +335,12 @@ def _write(model: keras.Model, path: Path, kind: str, run: Run) -> None:
         scratch = tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror}") from None
-    written = Path(scratch) / path.name
+    draft = Path(scratch) / path.name
     try:
         if kind == "keras":
-            model.save(written)
+            model.save(draft)
             # safe_mode: the file must load without executing code of its own.
-            keras.saving.load_model(written, compile=False, safe_mode=True)
+            keras.saving.load_model(draft, compile=False, safe_mode=True)
         else:
             # Keras only derives the signature of a model that has been called; this one has not.
             images = model.inputs[0]
@@ -352,14 +352,14 @@ def _write(model: keras.Model, path: Path, kind: str, run: Run) -> None:
                 # Keras looks up np.object for tf2onnx, which needs it.
                 warnings.filterwarnings("ignore", "In the future `np.object`", FutureWarning)
                 model.export(
-                    str(written), format=FORMATS[kind], verbose=False, input_signature=signature
+                    str(draft), format=FORMATS[kind], verbose=False, input_signature=signature
                 )
             if kind == "onnx":
                 import onnx
 
                 # tf2onnx only logs operations that ONNX lacks, and leaves them in the file.
-                onnx.checker.check_model(str(written))
-        written.replace(path)
+                onnx.checker.check_model(str(draft))
+        draft.replace(path)
     except OSError as error:
         raise NormbenchError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     except Exception as error:
@@ -377,7 +377,7 @@ def _classes(model: keras.Model) -> int:
 def _to_load(model: keras.Model) -> str:
     """Return the Python imports needed to load a model."""
     modules = {type(layer).__module__ for layer in model.layers}
-    own = sorted(name for name in modules if not name.startswith(("keras.", "normbench.")))
+    own_modules = sorted(name for name in modules if not name.startswith(("keras.", "normbench.")))
     if any(name.startswith("normbench.") for name in modules):
-        own.insert(0, "normbench.norms")
-    return f"import {', '.join([*own, 'keras'])}; "
+        own_modules.insert(0, "normbench.norms")
+    return f"import {', '.join([*own_modules, 'keras'])}; "

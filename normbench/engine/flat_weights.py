@@ -31,10 +31,12 @@ class WeightVectors:
     def __init__(self, shapes: list[tuple[int, ...]], large: int | None) -> None:
         self._shapes = shapes
         self._sizes = [math.prod(shape) for shape in shapes]
-        alone = [i for i, size in enumerate(self._sizes) if large is not None and size >= large]
-        together = [i for i in range(len(shapes)) if i not in alone]
+        large_indices = [
+            i for i, size in enumerate(self._sizes) if large is not None and size >= large
+        ]
+        small_indices = [i for i in range(len(shapes)) if i not in large_indices]
         # For each vector, the indices of its weights.
-        self._groups = [group for group in (together, *([i] for i in alone)) if group]
+        self._groups = [group for group in (small_indices, *([i] for i in large_indices)) if group]
 
     def vectors(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return the vectors, float32 (P,), of a list with one tensor for each weight."""

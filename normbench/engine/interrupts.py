@@ -18,22 +18,22 @@ _remembered: list[int] = []
 
 
 @contextmanager
-def _handled_by(wrapped: Callable[[Handler], Handler]) -> Iterator[None]:
+def _handled_by(wrapper: Callable[[Handler], Handler]) -> Iterator[None]:
     """Within the context, replace the handlers of SIGINT and SIGTERM by ``wrapped(handler)``.
 
     Does nothing outside the main thread, because signals interrupt only the main thread.
     """
-    before = {}
+    handlers = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(number)
             if callable(handler):  # neither ignored nor left to the system
-                before[number] = handler
-                signal.signal(number, wrapped(handler))
+                handlers[number] = handler
+                signal.signal(number, wrapper(handler))
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -76,14 +76,14 @@ def delay_interrupts() -> Iterator[None]:
     changed the weights and before it is counted. A run resumed from a checkpoint written at that
     moment would end with different numbers.
     """
-    waiting: list[Callable[[], Any]] = []
+    calls: list[Callable[[], Any]] = []
 
     def waits(handler: Handler) -> Handler:
-        return lambda *signalled: waiting.append(lambda: handler(*signalled))
+        return lambda *arguments: calls.append(lambda: handler(*arguments))
 
     try:
         with _handled_by(waits):
             yield
     finally:
-        for handle in waiting:
+        for handle in calls:
             handle()

@@ -32,19 +32,19 @@ def shorter_run(config: Config, store: Store) -> Run | None:
 
     If there are several, return the one with the most epochs; if there are none, return None.
     """
-    wanted = _compared(config.to_dict())
+    settings = _compared(config.to_dict())
     beginning = config.run_name.removesuffix(config.signature)
-    found: list[tuple[int, Run]] = []
+    candidates: list[tuple[int, Run]] = []
     # Filter by name first: a store may have many runs, and each cell of a sweep searches it.
     for path in store.root.glob(f"{glob.escape(beginning)}????????"):
         run = Run(path)
         with suppress(NormbenchError):  # commands that read a damaged run report it
-            recorded = run.config or {}
-            epochs = recorded.get("epochs", 0)
-            fits = epochs < config.epochs and _compared(recorded) == wanted
-            if fits and run.status == "finished":
-                found.append((epochs, run))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+            old_config = run.config or {}
+            epochs = old_config.get("epochs", 0)
+            is_shorter = epochs < config.epochs and _compared(old_config) == settings
+            if is_shorter and run.status == "finished":
+                candidates.append((epochs, run))
+    return max(candidates, key=lambda pair: pair[0])[1] if candidates else None
 
 
 def hindrance(
@@ -60,18 +60,18 @@ def hindrance(
     """
     epochs = (shorter.config or {})["epochs"]
     steps = len(rates) // config.epochs
-    before = learning_rates(replace(config, epochs=epochs), steps)
-    if not np.array_equal(before, rates[: len(before)]):
+    shorter_rates = learning_rates(replace(config, epochs=epochs), steps)
+    if not np.array_equal(shorter_rates, rates[: len(shorter_rates)]):
         name, warmup = config.schedule["name"], config.schedule.get("warmup")
         if name == "constant" and warmup:
             return "the warm-up of schedule=constant depends on the total number of epochs"
         return f"the learning rates of schedule={name} depend on the total number of epochs"
     if not (meta.get("engine") or {}).get("deterministic"):
         return "this device computes in no fixed order"
-    recorded = shorter.meta or {}
-    for name, then, now in _conditions(recorded, meta, config.backend):
-        if then != now:
-            return f"it was trained under different conditions: {name} {then}, now {now}"
+    old_meta = shorter.meta or {}
+    for name, old_value, new_value in _conditions(old_meta, meta, config.backend):
+        if old_value != new_value:
+            return f"it was trained under different conditions: {name} {old_value}, now {new_value}"
     if shorter.checkpoint_info() is None:
         return "it keeps no weights (no checkpoint/last.npz)"
     return None
@@ -91,38 +91,38 @@ def take_over(shorter: Run, run: Run, probes: Sequence[Probe], epochs: int) -> N
     run.truncate_metrics(0)
     for row in shorter.metrics():
         # The shorter run measured all probes after its last epoch.
-        due = {probe.name for probe in due_probes(list(probes), row["epoch"], epochs)}
+        probe_names = {probe.name for probe in due_probes(list(probes), row["epoch"], epochs)}
         run.append_metrics(
             {
                 key: value
                 for key, value in row.items()
-                if not key.startswith("probe/") or key.split("/")[1] in due
+                if not key.startswith("probe/") or key.split("/")[1] in probe_names
             }
         )
     for best in (True, False):  # the last checkpoint comes last, because it marks the run as begun
-        loaded = shorter.load_checkpoint(best=best)
-        if loaded is not None:
-            arrays, info = loaded
+        checkpoint = shorter.load_checkpoint(best=best)
+        if checkpoint is not None:
+            arrays, info = checkpoint
             info = {**info, "metrics_sha256": run.metrics_checksum()}
             run.save_checkpoint(arrays, info, best=best)
 
 
-def _compared(recorded: Mapping[str, Any]) -> dict[str, Any]:
+def _compared(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a config that must be equal; keys that old configs lack get defaults."""
     defaults = {f.name: f.default for f in fields(Config) if f.default is not MISSING}
-    complete = {**defaults, **recorded}
+    complete = {**defaults, **tree}
     return {key: value for key, value in complete.items() if key not in _FREE}
 
 
 def _conditions(
-    recorded: Mapping[str, Any], meta: Mapping[str, Any], backend: str
+    old_meta: Mapping[str, Any], meta: Mapping[str, Any], backend: str
 ) -> list[tuple[str, Any, Any]]:
     """Return the conditions that determine a run's bits, as (name, then, now)."""
     names = ("processor", "devices", "own", "micro_batches", "init")
-    pairs = [(name, recorded.get(name), meta.get(name)) for name in names]
+    pairs = [(name, old_meta.get(name), meta.get(name)) for name in names]
     for group in ("git", "engine", "versions"):
-        then, now = recorded.get(group) or {}, meta.get(group) or {}
-        unused = {"jax"} if group == "versions" and backend != "jax" else set()
-        keys = sorted({*then, *now} - unused)
-        pairs += [(key, then.get(key), now.get(key)) for key in keys]
+        old_group, new_group = old_meta.get(group) or {}, meta.get(group) or {}
+        exclusions = {"jax"} if group == "versions" and backend != "jax" else set()
+        keys = sorted({*old_group, *new_group} - exclusions)
+        pairs += [(key, old_group.get(key), new_group.get(key)) for key in keys]
     return pairs

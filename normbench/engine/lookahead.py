@@ -65,15 +65,15 @@ def lookahead(
             zeros = np.zeros_like(weights)
             steps.append(Step(weights, loss, gradient, zeros, zeros))
             continue
-        here = ops.convert_to_tensor(weights)
-        clipped = _clipped(loop, variables, shapes, weights, gradient)
+        point = ops.convert_to_tensor(weights)
+        clipped_gradient = _clipped(loop, variables, shapes, weights, gradient)
         step = ops.convert_to_tensor(np.int32(count))
         # All optimizers are linear in the rate. At a rate of 1, the direction is not lost in the
         # rounding of the weights.
-        moved, slots = optimizer.update(
-            here, clipped, slots, ops.convert_to_tensor(np.float32(1.0)), step, decayed
+        new_weights, slots = optimizer.update(
+            point, clipped_gradient, slots, ops.convert_to_tensor(np.float32(1.0)), step, decayed
         )
-        direction = weights - _numpy(moved)
+        direction = weights - _numpy(new_weights)
         update = np.float32(-rate) * direction
         update, direction = _under_constraints(variables, shapes, weights, update, direction, rate)
         steps.append(Step(weights, loss, gradient, update, -direction))
@@ -110,8 +110,8 @@ def _under_constraints(
     for variable, shape in zip(variables, shapes, strict=True):
         stop = start + int(np.prod(shape, dtype=int))
         if variable.constraint is not None:
-            moved = (weights[start:stop] + update[start:stop]).reshape(shape)
-            projected = _numpy(variable.constraint(ops.convert_to_tensor(moved))).ravel()
+            new_values = (weights[start:stop] + update[start:stop]).reshape(shape)
+            projected = _numpy(variable.constraint(ops.convert_to_tensor(new_values))).ravel()
             update[start:stop] = projected - weights[start:stop]
             direction[start:stop] = -update[start:stop] / rate if rate else 0.0
         start = stop

@@ -219,15 +219,15 @@ class Loop(ABC):
             if they overflow at the present loss scale.
         """
         at = self.weights() if weights is None else weights
-        unsplit = self.settings.micro_batch == self.settings.batch
-        size = len(labels) if unsplit else self.settings.micro_batch
+        is_single = self.settings.micro_batch == self.settings.batch
+        size = len(labels) if is_single else self.settings.micro_batch
         if len(labels) <= size:
             return self.gradient_at(pixels, labels, at)
         loss, gradient = 0.0, np.zeros(len(at))
         for start in range(0, len(labels), size):
-            chosen = slice(start, start + size)
-            share = len(labels[chosen]) / len(labels)
-            micro_loss, micro_gradient = self.gradient_at(pixels[chosen], labels[chosen], at)
+            part = slice(start, start + size)
+            share = len(labels[part]) / len(labels)
+            micro_loss, micro_gradient = self.gradient_at(pixels[part], labels[part], at)
             loss += share * micro_loss
             gradient += share * micro_gradient
         return loss, gradient.astype(np.float32)
@@ -386,9 +386,9 @@ def update_weights(
         new_slots.append(new_vector_slots)
     if guard:
         finite_steps = ops.where(guard[0], finite_steps + 1, 0)
-        grown = finite_steps >= GROWTH_STEPS
-        factor = ops.where(guard[0], ops.where(grown, factor * 2.0, factor), factor * 0.5)
-        finite_steps = ops.where(grown, 0, finite_steps)
+        is_due = finite_steps >= GROWTH_STEPS
+        factor = ops.where(guard[0], ops.where(is_due, factor * 2.0, factor), factor * 0.5)
+        finite_steps = ops.where(is_due, 0, finite_steps)
     return new_weights, new_slots, (factor, finite_steps), norm
 
 
@@ -408,11 +408,11 @@ def _update_vector(
     """
     slots = list(slots_and_guard[: optimizer.slots])
     guard = slots_and_guard[optimizer.slots :]
-    new, new_slots = optimizer.update(weights, gradient, slots, rate, step, decayed)
+    new_weights, new_slots = optimizer.update(weights, gradient, slots, rate, step, decayed)
     if not guard:
-        return [new, *new_slots]
-    pairs = zip([new, *new_slots], [weights, *slots], strict=True)
-    return [ops.where(guard[0], after, before) for after, before in pairs]
+        return [new_weights, *new_slots]
+    pairs = zip([new_weights, *new_slots], [weights, *slots], strict=True)
+    return [ops.where(guard[0], new_value, old_value) for new_value, old_value in pairs]
 
 
 def clip_gradients(

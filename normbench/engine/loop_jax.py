@@ -93,9 +93,9 @@ class JaxLoop(Loop):
     def _chunk_shapes(self, count: int) -> tuple[Any, Any]:
         """Return shapes of ``count`` images and labels, and of their order and random words."""
         assert self.stream is not None
-        of = jax.ShapeDtypeStruct
-        data = of((count, *self.stream.shape), jnp.uint8), of((count,), jnp.int32)
-        return data, (of((count,), jnp.int32), *(of((count,), jnp.uint32),) * 2)
+        spec = jax.ShapeDtypeStruct
+        data = spec((count, *self.stream.shape), jnp.uint8), spec((count,), jnp.int32)
+        return data, (spec((count,), jnp.int32), *(spec((count,), jnp.uint32),) * 2)
 
     def compile(self) -> None:
         self.begin_epoch(0)
@@ -104,18 +104,18 @@ class JaxLoop(Loop):
     def begin_epoch(self, epoch: int) -> None:
         self._epoch = self._draw(jnp.int32(epoch), jnp.uint32(self.settings.seed))
         if self.stream:
-            order, *words = (np.asarray(drawn) for drawn in self._epoch)
+            order, *words = (np.asarray(values) for values in self._epoch)
             self.stream.begin_epoch(order, tuple(words))
             self._epoch = None
 
     def train(self, first: int, rates: np.ndarray) -> Steps:
         if self.stream is None:
             return self._take_steps(self._splits["train"], self._epoch, first, rates)
-        taken = []
+        steps = []
         for chunk, start, chunk_rates in self.stream.training(first, rates):
             data, epoch = (chunk.images, chunk.labels), (self._in_order, *chunk.words)
-            taken.append(self._take_steps(data, epoch, start, chunk_rates))
-        return Steps.empty().followed_by(*taken)
+            steps.append(self._take_steps(data, epoch, start, chunk_rates))
+        return Steps.empty().followed_by(*steps)
 
     def _take_steps(self, data: Any, epoch: Any, first: int, rates: np.ndarray) -> Steps:
         """Take steps on images and labels, starting with step ``first`` of their order."""
@@ -170,9 +170,9 @@ class JaxLoop(Loop):
         weights = self._state["trainable"], self._state["other"]
         losses, hits, count = [], 0, 0
         for images, labels in chunks:
-            batch_losses, right = self._score(*weights, images, labels)
+            batch_losses, batch_hits = self._score(*weights, images, labels)
             losses.append(np.asarray(batch_losses))
-            hits += int(right)
+            hits += int(batch_hits)
             count += len(labels)
         return float(np.sum(np.concatenate(losses), dtype=np.float64)) / count, hits / count
 
@@ -227,12 +227,12 @@ class JaxLoop(Loop):
         values = self._values()
         variables = self.model.variables
         names = loop.variable_names(variables)
-        named = {name: values[id(v)] for name, v in zip(names, variables, strict=True)}
-        named.update({f"optimizer/slot{i}": slot for i, slot in enumerate(state["slots"])})
-        named["optimizer/step"] = state["step"]
+        arrays = {name: values[id(v)] for name, v in zip(names, variables, strict=True)}
+        arrays.update({f"optimizer/slot{i}": slot for i, slot in enumerate(state["slots"])})
+        arrays["optimizer/step"] = state["step"]
         if self.settings.scaled_loss:
-            named["loss_scale/factor"], named["loss_scale/finite_steps"] = state["scale"]
-        return {name: np.array(value) for name, value in named.items()}
+            arrays["loss_scale/factor"], arrays["loss_scale/finite_steps"] = state["scale"]
+        return {name: np.array(value) for name, value in arrays.items()}
 
     def load(self, state: dict[str, np.ndarray]) -> None:
         variables = self.model.variables
@@ -252,8 +252,8 @@ class JaxLoop(Loop):
         self._state = self._on_all(self._state)
 
     def devices(self) -> list[str]:
-        used = jax.devices() if self._mesh is None else self._mesh.devices.flat
-        return [f"{device.platform}:{device.id} {device.device_kind}" for device in used]
+        devices = jax.devices() if self._mesh is None else self._mesh.devices.flat
+        return [f"{device.platform}:{device.id} {device.device_kind}" for device in devices]
 
     def _put(self, values: np.ndarray) -> Any:
         """Copy an array to each device of the run."""
@@ -280,8 +280,8 @@ class JaxLoop(Loop):
     ) -> tuple[State, Any]:
         history = tuple(jnp.zeros(self._steps, dtype) for dtype in Steps.DTYPES)
 
-        def body(index: Any, carried: Any) -> Any:
-            state, history = carried
+        def body(index: Any, carry: Any) -> Any:
+            state, history = carry
             state, values = self._one_step(state, data, epoch, first + index, rates[index])
             return state, tuple(h.at[index].set(v) for h, v in zip(history, values, strict=True))
 
@@ -292,10 +292,10 @@ class JaxLoop(Loop):
     ) -> tuple[State, Any]:
         settings, batch = self.settings, self.settings.batch
         start = position * batch
-        chosen, word0, word1 = (lax.dynamic_slice(drawn, (start,), (batch,)) for drawn in epoch)
+        indices, word0, word1 = (lax.dynamic_slice(vector, (start,), (batch,)) for vector in epoch)
         images, labels = data
-        pixels = settings.images.augment(images[chosen], (word0, word1))
-        pixels, labels = self._shared_out(pixels), labels[chosen]
+        pixels = settings.images.augment(images[indices], (word0, word1))
+        pixels, labels = self._shared_out(pixels), labels[indices]
         if settings.micro_batches == 1:
             loss, hits, other, gradients = self._pass(state, state["other"], pixels, labels)
         else:
@@ -315,14 +315,14 @@ class JaxLoop(Loop):
             state["scale"],
         )
         values = loop.unflatten(weights, self._shapes)
-        new = {
+        new_state = {
             "trainable": loop.apply_constraints(self._variables, values),
             "other": other,
             "slots": slots,
             "step": state["step"] + 1,
             "scale": scale,
         }
-        return new, (loss, hits, norm)
+        return new_state, (loss, hits, norm)
 
     def _pass(
         self, state: State, other: Any, pixels: Any, labels: Any
@@ -351,10 +351,10 @@ class JaxLoop(Loop):
     def _pass_here(
         self, trainable: Any, other: Any, scale: Any, pixels: Any, labels: Any
     ) -> tuple[Any, Any, Any, list[Any]]:
-        (_, (loss, logits, written)), gradients = jax.value_and_grad(self._minimized, has_aux=True)(
-            trainable, other, scale, pixels, labels
-        )
-        return loss, correct(logits, labels), written, gradients
+        (_, (loss, logits, new_other)), gradients = jax.value_and_grad(
+            self._minimized, has_aux=True
+        )(trainable, other, scale, pixels, labels)
+        return loss, correct(logits, labels), new_other, gradients
 
     def _pass_share(
         self, trainable: Any, other: Any, scale: Any, pixels: Any, labels: Any
@@ -366,38 +366,40 @@ class JaxLoop(Loop):
             return value.dtype == jnp.uint32  # the state of a layer's random numbers
 
         # Each device draws different random numbers, as different images do on one device.
-        drawn = [v + index.astype(v.dtype) * _STRIDE if is_seed(v) else v for v in other]
-        loss, hits, written, gradients = self._pass_here(trainable, drawn, scale, pixels, labels)
+        device_other = [v + index.astype(v.dtype) * _STRIDE if is_seed(v) else v for v in other]
+        loss, hits, new_other, gradients = self._pass_here(
+            trainable, device_other, scale, pixels, labels
+        )
 
         def joined(value: Any) -> Any:
             if jnp.issubdtype(value.dtype, jnp.floating):
                 return lax.pmean(value, REPLICAS)
             return value - index.astype(value.dtype) * _STRIDE if is_seed(value) else value
 
-        loss, written, gradients = jax.tree.map(joined, (loss, written, gradients))
-        return loss, lax.psum(hits, REPLICAS), written, gradients
+        loss, new_other, gradients = jax.tree.map(joined, (loss, new_other, gradients))
+        return loss, lax.psum(hits, REPLICAS), new_other, gradients
 
     def _minimized(
         self, trainable: Any, other: Any, scale: Any, pixels: Any, labels: Any
     ) -> tuple[Any, tuple[Any, Any, Any]]:
         """Return the scaled loss of one pass, and the loss, logits and non-trainable values."""
         settings = self.settings
-        outputs, written, losses = self.model.stateless_call(
+        outputs, new_other, losses = self.model.stateless_call(
             trainable, other, settings.images.scale(pixels), training=True, return_losses=True
         )
         loss = objective(outputs, labels, settings.smoothing, settings.auxiliary_weight)
         for penalty in losses:
             loss += penalty.astype(jnp.float32)
-        minimized = loss * scale if settings.scaled_loss else loss
-        return minimized, (loss, logits_of(outputs), written)
+        scaled_loss = loss * scale if settings.scaled_loss else loss
+        return scaled_loss, (loss, logits_of(outputs), new_other)
 
     def _passes(self, state: State, pixels: Any, labels: Any) -> tuple[Any, Any, Any, list[Any]]:
         """Run the micro-batches one after the other, and average their losses and gradients."""
         count = self.settings.micro_batches
         size = self.settings.batch // count
 
-        def body(carried: Any, micro_batch: Any) -> Any:
-            loss, hits, other, gradients = carried
+        def body(carry: Any, micro_batch: Any) -> Any:
+            loss, hits, other, gradients = carry
             micro_loss, micro_hits, other, micro = self._pass(state, other, *micro_batch)
             pairs = zip(gradients, micro, strict=True)
             sums = [total + gradient / count for total, gradient in pairs]
@@ -423,8 +425,8 @@ class JaxLoop(Loop):
         batch = self.settings.micro_batch
 
         def body(index: Any, other: Any) -> Any:
-            chosen = lax.dynamic_slice(order, (index * batch,), (batch,))
-            pixels = self.settings.images.scale(images[chosen])
+            indices = lax.dynamic_slice(order, (index * batch,), (batch,))
+            pixels = self.settings.images.scale(images[indices])
             return self.model.stateless_call(trainable, other, pixels, training=True)[1]
 
         return lax.fori_loop(0, len(order) // batch, body, other)
@@ -432,7 +434,7 @@ class JaxLoop(Loop):
     def _score_split(self, trainable: Any, other: Any, images: Any, labels: Any) -> Any:
         """Return each batch's sum of losses (the last may be smaller) and the correct images."""
         count, batch = int(images.shape[0]), self.settings.eval_batch
-        full = count // batch
+        full_batches = count // batch
 
         def score(pixels: Any, labels: Any) -> Any:
             scaled = self.settings.images.scale(self._shared_out(pixels))
@@ -441,16 +443,16 @@ class JaxLoop(Loop):
             return jnp.sum(cross_entropy(logits, labels, 0.0)), correct(logits, labels)
 
         def body(hits: Any, one_batch: Any) -> Any:
-            loss, right = score(*one_batch)
-            return hits + right, loss
+            loss, batch_hits = score(*one_batch)
+            return hits + batch_hits, loss
 
-        shape = (full, batch, *images.shape[1:])
-        stop = full * batch
-        batches = (images[:stop].reshape(shape), labels[:stop].reshape(full, batch))
+        shape = (full_batches, batch, *images.shape[1:])
+        stop = full_batches * batch
+        batches = (images[:stop].reshape(shape), labels[:stop].reshape(full_batches, batch))
         hits, losses = lax.scan(body, jnp.int32(0), batches)
         if count % batch:
-            loss, right = score(images[stop:], labels[stop:])
-            losses, hits = jnp.append(losses, loss), hits + right
+            loss, batch_hits = score(images[stop:], labels[stop:])
+            losses, hits = jnp.append(losses, loss), hits + batch_hits
         return losses, hits
 
 

@@ -56,10 +56,10 @@ def read_ahead(make: Callable[[int], T], indices: Iterable[int]) -> Generator[T]
 
     The thread has ended when the generator ends or is closed.
     """
-    remaining = iter(indices)
+    iterator = iter(indices)
 
     def begin() -> _Making | None:
-        index = next(remaining, None)
+        index = next(iterator, None)
         return None if index is None else _Making(make, index)
 
     pending = begin()
@@ -185,9 +185,9 @@ class ImageStream:
     def _read_chunk(self, index: int) -> Chunk:
         # To have the full length, the last chunk begins earlier and overlaps with the one before.
         first = min(index * self.steps, self._steps_per_epoch - self.steps)
-        chosen = slice(first * self._batch, (first + self.steps) * self._batch)
-        positions = self._order[chosen]
-        word0, word1 = (self._put(word[chosen]) for word in self._words)
+        window = slice(first * self._batch, (first + self.steps) * self._batch)
+        positions = self._order[window]
+        word0, word1 = (self._put(word[window]) for word in self._words)
         labels = self._put(self._dataset.train.labels[positions])
         images = self._put(_gathered(self._dataset.train.images, positions))
         return Chunk(first, images, labels, (word0, word1))
@@ -215,9 +215,9 @@ class ImageStream:
         size = max(1, self._most // self._eval_batch) * self._eval_batch
 
         def read(start: int) -> tuple[Any, Any]:
-            chosen = slice(start, start + size)
-            images = np.ascontiguousarray(part.images[chosen])
-            return self._put(images), self._put(part.labels[chosen])
+            window = slice(start, start + size)
+            images = np.ascontiguousarray(part.images[window])
+            return self._put(images), self._put(part.labels[window])
 
         return read_ahead(read, range(0, len(part.labels), size))
 
@@ -225,7 +225,7 @@ class ImageStream:
 def _gathered(images: Any, positions: np.ndarray) -> np.ndarray:
     """Return the images at some positions, in their order."""
     # Read in file order, which is faster on a disk than the random order of the epoch.
-    ascending = np.argsort(positions)
-    gathered = np.empty((len(positions), *images.shape[1:]), images.dtype)
-    gathered[ascending] = images[positions[ascending]]
-    return gathered
+    order = np.argsort(positions)
+    result = np.empty((len(positions), *images.shape[1:]), images.dtype)
+    result[order] = images[positions[order]]
+    return result

@@ -56,10 +56,10 @@ class TensorFlowLoop(Loop):
         self._scale = tf.Variable(2.0**15, dtype=tf.float32, trainable=False)
         self._finite_steps = tf.Variable(0, dtype=tf.int32, trainable=False)
         # The order of the images on the device, and their random words.
-        resident = self.stream.images if self.stream else self._count
-        self._order = tf.Variable(tf.range(resident), trainable=False)
+        image_count = self.stream.images if self.stream else self._count
+        self._order = tf.Variable(tf.range(image_count), trainable=False)
         self._words = [
-            tf.Variable(tf.zeros(resident, tf.uint32), trainable=False) for _ in range(2)
+            tf.Variable(tf.zeros(image_count, tf.uint32), trainable=False) for _ in range(2)
         ]
         number, numbers = tf.TensorSpec([], tf.int32), tf.TensorSpec([None], tf.float32)
         # The seed is an argument, so that the next run's seed needs no new trace.
@@ -67,14 +67,17 @@ class TensorFlowLoop(Loop):
         self._draw = tf.function(self._draw_epoch, [number, seed], autograph=False)
         # The number of steps is unspecified, so that a different number needs no new trace.
         shape = dataset.test.images.shape[1:]
-        chunk = [tf.TensorSpec([resident, *shape], tf.uint8), tf.TensorSpec([resident], tf.int32)]
+        chunk = [
+            tf.TensorSpec([image_count, *shape], tf.uint8),
+            tf.TensorSpec([image_count], tf.int32),
+        ]
         data = chunk if self.stream else []
         self._run = tf.function(self._run_steps, [number, numbers, *data], autograph=False)
         # The number of images is unspecified: one trace serves both splits and their last batches.
         any_images = tf.TensorSpec([None, *shape], tf.uint8)
         any_labels = tf.TensorSpec([None], tf.int32)
-        seen = [any_images] if self.stream else []
-        self._recompute = tf.function(self._see_training_images, seen, autograph=False)
+        image_specs = [any_images] if self.stream else []
+        self._recompute = tf.function(self._see_training_images, image_specs, autograph=False)
         self._score = tf.function(self._score_split, [any_images, any_labels], autograph=False)
         self._gradient = tf.function(self._gradient_of, autograph=False)
         self._inspections: dict[tuple[int, bool, int], tuple[Any, Any]] = {}
@@ -90,26 +93,28 @@ class TensorFlowLoop(Loop):
             return
         # XLA compiles a function at its first call. Take a step here and undo it, so that compiling
         # does not count as training time.
-        before = self.state()
+        state = self.state()
         self.train(0, np.zeros(1, np.float32))
-        self.load(before)
+        self.load(state)
         self._is_compiled = True
 
     def begin_epoch(self, epoch: int) -> None:
-        drawn = self._draw(tf.constant(epoch, tf.int32), tf.constant(self.settings.seed, tf.uint32))
+        tensors = self._draw(
+            tf.constant(epoch, tf.int32), tf.constant(self.settings.seed, tf.uint32)
+        )
         if self.stream:
-            order, *words = (values.numpy() for values in drawn)
+            order, *words = (values.numpy() for values in tensors)
             self.stream.begin_epoch(order, tuple(words))
 
     def train(self, first: int, rates: np.ndarray) -> Steps:
         if self.stream is None:
             return self._take_steps(first, rates)
-        taken = []
+        steps = []
         for chunk, start, chunk_rates in self.stream.training(first, rates):
             for variable, word in zip(self._words, chunk.words, strict=True):
                 variable.assign(word)
-            taken.append(self._take_steps(start, chunk_rates, chunk.images, chunk.labels))
-        return Steps.empty().followed_by(*taken)
+            steps.append(self._take_steps(start, chunk_rates, chunk.images, chunk.labels))
+        return Steps.empty().followed_by(*steps)
 
     def _take_steps(self, first: int, rates: np.ndarray, *data: Any) -> Steps:
         """Take steps on ``data``, images and labels, or on all of the training split."""
@@ -141,9 +146,9 @@ class TensorFlowLoop(Loop):
         """Return mean cross-entropy and accuracy over chunks of images and labels."""
         losses, hits, count = [], 0, 0
         for images, labels in chunks:
-            batch_losses, right = self._score(images, labels)
+            batch_losses, batch_hits = self._score(images, labels)
             losses.append(batch_losses.numpy())
-            hits += int(right)
+            hits += int(batch_hits)
             count += int(labels.shape[0])
         return float(np.sum(np.concatenate(losses), dtype=np.float64)) / count, hits / count
 
@@ -198,12 +203,12 @@ class TensorFlowLoop(Loop):
         """Return the variables of the state by name, except the optimizer's slots."""
         variables = self.model.variables
         names = loop.variable_names(variables)
-        named = {name: v.value for name, v in zip(names, variables, strict=True)}
-        named["optimizer/step"] = self._step
+        tensors = {name: v.value for name, v in zip(names, variables, strict=True)}
+        tensors["optimizer/step"] = self._step
         if self.settings.scaled_loss:
-            named["loss_scale/factor"] = self._scale
-            named["loss_scale/finite_steps"] = self._finite_steps
-        return named
+            tensors["loss_scale/factor"] = self._scale
+            tensors["loss_scale/finite_steps"] = self._finite_steps
+        return tensors
 
     def _draw_epoch(self, epoch: Any, seed: Any) -> list[Any]:
         """Draw the order and random words of an epoch; return them if the images are streamed."""
@@ -211,8 +216,8 @@ class TensorFlowLoop(Loop):
         words = epoch_words(seed, AUGMENT, epoch, self._count)
         if self.stream:
             return [order, *words]
-        for variable, drawn in zip((self._order, *self._words), (order, *words), strict=True):
-            variable.assign(drawn)
+        for variable, value in zip((self._order, *self._words), (order, *words), strict=True):
+            variable.assign(value)
         return []
 
     def _run_steps(self, first: Any, rates: Any, *data: Any) -> tuple[Any, Any, Any]:
@@ -221,8 +226,8 @@ class TensorFlowLoop(Loop):
 
         def body(index: Any, histories: Any) -> Any:
             values = self._one_step(first + index, rates[index], *data)
-            written = (h.write(index, v) for h, v in zip(histories, values, strict=True))
-            return index + 1, tuple(written)
+            arrays = (h.write(index, v) for h, v in zip(histories, values, strict=True))
+            return index + 1, tuple(arrays)
 
         _, histories = tf.while_loop(
             lambda index, _: index < count,
@@ -235,10 +240,10 @@ class TensorFlowLoop(Loop):
     def _one_step(self, position: Any, rate: Any, *data: Any) -> tuple[Any, Any, Any]:
         settings, batch = self.settings, self.settings.batch
         images, labels = data or self._splits["train"]
-        chosen = tf.slice(self._order, [position * batch], [batch])
+        indices = tf.slice(self._order, [position * batch], [batch])
         words = [tf.slice(word, [position * batch], [batch]) for word in self._words]
-        scaled = self._prepare(images, chosen, words)
-        labels = tf.gather(labels, chosen)
+        scaled = self._prepare(images, indices, words)
+        labels = tf.gather(labels, indices)
         if settings.micro_batches == 1:
             loss, hits, gradients = self._pass(scaled, labels)
         else:
@@ -259,8 +264,8 @@ class TensorFlowLoop(Loop):
         values = loop.apply_constraints(self._variables, self._vectors.tensors(weights))
         for variable, value in zip(self._variables, values, strict=True):
             variable.value.assign(value)
-        for variables, new in zip(self._slots, slots, strict=True):
-            for variable, value in zip(variables, new, strict=True):
+        for variables, new_values in zip(self._slots, slots, strict=True):
+            for variable, value in zip(variables, new_values, strict=True):
                 variable.assign(value)
         self._step.assign_add(1)
         if settings.scaled_loss:
@@ -268,10 +273,10 @@ class TensorFlowLoop(Loop):
             self._finite_steps.assign(scale[1])
         return loss, hits, norm
 
-    def _prepare(self, images: Any, chosen: Any, words: Any) -> Shards:
+    def _prepare(self, images: Any, indices: Any, words: Any) -> Shards:
         """Return chosen images, augmented and scaled: in shards, or unsplit for micro-batches."""
         count = self._shards if self.settings.micro_batches == 1 else 1
-        shards = [Shards.of(tensor, count).parts for tensor in (chosen, *words)]
+        shards = [Shards.of(tensor, count).parts for tensor in (indices, *words)]
         prepare = self.settings.images.prepare
         return Shards(
             [
@@ -351,8 +356,8 @@ class TensorFlowLoop(Loop):
             images, count, order = self._splits["train"][0], self._count, self._order
 
         def body(index: Any) -> Any:
-            chosen = tf.slice(order, [index * batch], [batch])
-            self._forward(self.settings.images.scale(tf.gather(images, chosen)))
+            indices = tf.slice(order, [index * batch], [batch])
+            self._forward(self.settings.images.scale(tf.gather(images, indices)))
             return (index + 1,)
 
         tf.while_loop(lambda index: index < count // batch, body, (0,), parallel_iterations=1)
@@ -364,11 +369,11 @@ class TensorFlowLoop(Loop):
         if not batch_statistics:
             return loop.as_list(forward(sub_model, scaled, shards, training=False))
         # Layers update their moving averages as they normalize, so restore them in the same call.
-        written = sub_model.non_trainable_variables
-        before = [variable.value.read_value() for variable in written]
+        variables = sub_model.non_trainable_variables
+        values = [variable.value.read_value() for variable in variables]
         with loop.without_dropout(sub_model):
             outputs = loop.as_list(forward(sub_model, scaled, shards, training=True))
-        for variable, value in zip(written, before, strict=True):
+        for variable, value in zip(variables, values, strict=True):
             variable.value.assign(value)
         return outputs
 
@@ -380,9 +385,9 @@ class TensorFlowLoop(Loop):
             stop = tf.minimum(start + batch, count)
             outputs = self.model(self.settings.images.scale(images[start:stop]), training=False)
             logits = logits_of(outputs)
-            chosen = labels[start:stop]
-            loss = tf.reduce_sum(cross_entropy(logits, chosen, 0.0))
-            return stop, losses.write(start // batch, loss), hits + correct(logits, chosen)
+            batch_labels = labels[start:stop]
+            loss = tf.reduce_sum(cross_entropy(logits, batch_labels, 0.0))
+            return stop, losses.write(start // batch, loss), hits + correct(logits, batch_labels)
 
         losses = tf.TensorArray(tf.float32, size=(count + batch - 1) // batch)
         _, losses, hits = tf.while_loop(

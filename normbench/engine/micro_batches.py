@@ -35,8 +35,8 @@ class MicroBatches:
         self._batch = config.batch
         self._may_split = config.accumulate == "auto" and allowed
         first = 1 if config.accumulate == "auto" else config.accumulate
-        recorded = (meta or {}).get("micro_batches") or [{"epoch": 0, "count": first}]
-        self.history: list[dict[str, int]] = [dict(entry) for entry in recorded]
+        entries = (meta or {}).get("micro_batches") or [{"epoch": 0, "count": first}]
+        self.history: list[dict[str, int]] = [dict(entry) for entry in entries]
         self.count: int = self.history[-1]["count"]
 
     def helps_against(self, error: BaseException) -> bool:

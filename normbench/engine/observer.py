@@ -145,12 +145,12 @@ def make_probes(groups: Mapping[str, Mapping[str, Any]]) -> list[Probe]:
 
 def described_values(probes: Sequence[Probe | type[Probe]]) -> dict[str, dict[str, Any]]:
     """Return the probes' :class:`ProbeValue` as dicts, by column, for the record of a run."""
-    described = {}
+    descriptions = {}
     for probe in probes:
         for value in probe.values:
             facts = asdict(value)
-            described[f"probe/{probe.name}/{facts.pop('name')}"] = facts
-    return described
+            descriptions[f"probe/{probe.name}/{facts.pop('name')}"] = facts
+    return descriptions
 
 
 def checked_every(name: str, every: int) -> int:

@@ -157,16 +157,16 @@ def clip_adaptively(
         factor: λ, above 0.
         scale: Scale of the loss, scalar.
     """
-    clipped = []
+    results = []
     for variable, weight, gradient in zip(variables, weights, gradients, strict=True):
         if variable.path.startswith(HEAD):
-            clipped.append(gradient)
+            results.append(gradient)
             continue
         axes = _unit_axes(variable)
-        most = factor * scale * ops.maximum(_norm(weight, axes), LEAST_NORM)
+        limit = factor * scale * ops.maximum(_norm(weight, axes), LEAST_NORM)
         norm = _norm(gradient, axes)
-        clipped.append(gradient * ops.minimum(1.0, most / ops.maximum(norm, 1e-12)))
-    return clipped
+        results.append(gradient * ops.minimum(1.0, limit / ops.maximum(norm, 1e-12)))
+    return results
 
 
 def _unit_axes(variable: Any) -> tuple[int, ...]:

@@ -106,8 +106,8 @@ def apply_operations(pixels: Any, operation: Any, sign: Any, magnitude: int) -> 
         uint8 (N, H, W, C).
     """
     strength = magnitude / MOST_MAGNITUDE
-    moved = _move(pixels, operation, sign, strength)
-    levels = ops.cast(_by_tables(moved, operation, sign, strength), "int32")
+    images = _move(pixels, operation, sign, strength)
+    levels = ops.cast(_by_tables(images, operation, sign, strength), "int32")
 
     def drew(name: str) -> Any:
         return ops.equal(operation, OPERATIONS.index(name))[:, None, None, None]
@@ -133,9 +133,9 @@ def _move(pixels: Any, operation: Any, sign: Any, strength: float) -> Any:
     positions = ops.take(tables, operation * 2 + sign, axis=0)  # (N, H·W)
     first = ops.arange(count, dtype="int32")[:, None] * (height * width)
     flat = ops.reshape(pixels, (count * height * width, channels))
-    moved = ops.take(flat, first + ops.maximum(positions, 0), axis=0)
-    moved = ops.where((positions >= 0)[..., None], moved, ops.zeros_like(moved))
-    return ops.reshape(moved, (count, height, width, channels))
+    images = ops.take(flat, first + ops.maximum(positions, 0), axis=0)
+    images = ops.where((positions >= 0)[..., None], images, ops.zeros_like(images))
+    return ops.reshape(images, (count, height, width, channels))
 
 
 @cache
@@ -159,13 +159,13 @@ def _sources(height: int, width: int, strength: float) -> np.ndarray:
                 y = y + sign * int(150 / 331 * height * strength)
             elif name == "rotate":
                 angle = math.radians(sign * 30 * strength)
-                across, down = x - width / 2, y - height / 2
-                x = math.cos(angle) * across - math.sin(angle) * down + width / 2
-                y = math.sin(angle) * across + math.cos(angle) * down + height / 2
+                dx, dy = x - width / 2, y - height / 2
+                x = math.cos(angle) * dx - math.sin(angle) * dy + width / 2
+                y = math.sin(angle) * dx + math.cos(angle) * dy + height / 2
             # Round first, because an error of 1e-15 must not change the floor of an integer.
             row, column = (np.floor(np.round(v, 9)).astype(np.int64) for v in (y, x))
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            tables.append(np.where(inside, row * width + column, -1))
+            is_inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            tables.append(np.where(is_inside, row * width + column, -1))
     return np.array(tables, np.int32)
 
 
@@ -192,8 +192,8 @@ def _by_tables(pixels: Any, operation: Any, sign: Any, strength: float) -> Any:
         ("autocontrast", _autocontrast(histogram)),
         ("equalize", _equalize(histogram)),
     ):
-        drawn = ops.equal(operation, OPERATIONS.index(name))[:, None, None]
-        tables = ops.where(drawn, table, tables)
+        is_drawn = ops.equal(operation, OPERATIONS.index(name))[:, None, None]
+        tables = ops.where(is_drawn, table, tables)
     tables = ops.broadcast_to(tables, (count, channels, _LEVELS))
     return ops.take(ops.reshape(ops.cast(tables, "uint8"), (-1,)), position)
 
@@ -209,11 +209,11 @@ def _static_tables(strength: float) -> np.ndarray:
             if name == "brightness":
                 table = np.minimum(levels * factor // _ONE, _LEVELS - 1)
             elif name == "posterize":
-                dropped = round(4 * strength)
-                table = levels >> dropped << dropped
+                count = round(4 * strength)
+                table = levels >> count << count
             elif name == "solarize":
-                inverted = (levels >= 255 * (1 - strength)) & (strength > 0)
-                table = np.where(inverted, 255 - levels, levels)
+                is_inverted = (levels >= 255 * (1 - strength)) & (strength > 0)
+                table = np.where(is_inverted, 255 - levels, levels)
             tables.append(table)
     return np.array(tables, np.int32)
 
@@ -221,9 +221,9 @@ def _static_tables(strength: float) -> np.ndarray:
 def _autocontrast(histogram: Any) -> Any:
     """Stretch the levels of each channel, int32 (N, C, 256), so that they range from 0 to 255."""
     levels = ops.arange(_LEVELS, dtype="int32")
-    there = histogram > 0
-    low = ops.min(ops.where(there, levels, _LEVELS), axis=-1, keepdims=True)
-    high = ops.max(ops.where(there, levels, -1), axis=-1, keepdims=True)
+    is_present = histogram > 0
+    low = ops.min(ops.where(is_present, levels, _LEVELS), axis=-1, keepdims=True)
+    high = ops.max(ops.where(is_present, levels, -1), axis=-1, keepdims=True)
     stretched = ops.floor_divide((levels - low) * 255, ops.maximum(high - low, 1))
     return ops.where(high > low, ops.clip(stretched, 0, 255), levels)
 
@@ -231,13 +231,13 @@ def _autocontrast(histogram: Any) -> Any:
 def _equalize(histogram: Any) -> Any:
     """Make the levels of each channel, int32 (N, C, 256), approximately equally frequent."""
     levels = ops.arange(_LEVELS, dtype="int32")
-    there = histogram > 0
-    high = ops.max(ops.where(there, levels, -1), axis=-1, keepdims=True)
+    is_present = histogram > 0
+    high = ops.max(ops.where(is_present, levels, -1), axis=-1, keepdims=True)
     of_highest = ops.sum(ops.where(ops.equal(levels, high), histogram, 0), axis=-1, keepdims=True)
     total = ops.sum(histogram, axis=-1, keepdims=True)
     step = ops.floor_divide(total - of_highest, 255)
-    before = ops.cumsum(histogram, axis=-1) - histogram
-    table = ops.floor_divide(ops.floor_divide(step, 2) + before, ops.maximum(step, 1))
+    counts_below = ops.cumsum(histogram, axis=-1) - histogram
+    table = ops.floor_divide(ops.floor_divide(step, 2) + counts_below, ops.maximum(step, 1))
     return ops.where(step > 0, ops.minimum(table, 255), levels)
 
 

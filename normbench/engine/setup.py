@@ -159,8 +159,8 @@ def initialize_from(model: keras.Model, pixels: np.ndarray, images: Images) -> N
         return
     import keras
 
-    shown = np.ascontiguousarray(pixels[:SHOWN_IMAGES])
-    scaled = keras.ops.convert_to_numpy(images.scale(shown))
+    sample = np.ascontiguousarray(pixels[:SHOWN_IMAGES])
+    scaled = keras.ops.convert_to_numpy(images.scale(sample))
     for layer in layers:
         layer.initialize_from(scaled)
 
@@ -220,8 +220,8 @@ def refuse_devices(config: Config) -> None:
         return
     import jax
 
-    present = jax.device_count()
-    if config.devices > present:
+    count = jax.device_count()
+    if config.devices > count:
         hint = ""
         if backend.on_cpu():
             hint = (
@@ -230,7 +230,7 @@ def refuse_devices(config: Config) -> None:
             )
         raise UserError(
             f"devices={config.devices} is more than this machine has (allowed: 1"
-            f"{f' to {present}' if present > 1 else ''}){hint}"
+            f"{f' to {count}' if count > 1 else ''}){hint}"
         )
 
 
@@ -259,11 +259,9 @@ def refuse_augmentation(config: Config, shape: tuple[int, int, int]) -> None:
         value = config.dataset[key]
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
             raise UserError(f"dataset.{key} must be a whole number in 0..{most}, got {value}")
-    recolored = [f"dataset.{key}" for key in ("jitter", "randaugment") if config.dataset[key]]
-    if recolored and shape[2] not in (1, 3):
-        raise UserError(
-            f"{recolored[0]} needs images of 1 or 3 channels, but these have {shape[2]}"
-        )
+    keys = [f"dataset.{key}" for key in ("jitter", "randaugment") if config.dataset[key]]
+    if keys and shape[2] not in (1, 3):
+        raise UserError(f"{keys[0]} needs images of 1 or 3 channels, but these have {shape[2]}")
 
 
 def training_refusal(config: Config, micro_batches: int, error: BaseException) -> UserError:

@@ -120,8 +120,8 @@ def forward(model: keras.Model, images: Any, count: int, *, training: bool) -> A
     shards = images if isinstance(images, Shards) else Shards.of(images, count)
     walk = getattr(model, "_run_through_graph", None)
     # Half precision gains from the walk even with one shard. Shards do not support masks.
-    undivided = count == 1 and model.compute_dtype == "float32"
-    if walk is None or undivided or _has_masks(model):
+    is_single = count == 1 and model.compute_dtype == "float32"
+    if walk is None or is_single or _has_masks(model):
         return model(shards.joined(), training=training)
     uses = _uses(model)
     outputs = walk(
@@ -244,16 +244,16 @@ def shard_function(layer: Any) -> Callable[[Any, list[Any], bool], list[Any]] | 
     """Return the function in :data:`_OVER_SHARDS` for a layer or the base class it equals."""
     for kind in type(layer).__mro__:
         if kind in _OVER_SHARDS:
-            function, replaced = _OVER_SHARDS[kind]
-            same = all(getattr(type(layer), name) is getattr(kind, name) for name in replaced)
-            return function if same and _is_plain(layer) else None
+            function, names = _OVER_SHARDS[kind]
+            is_unchanged = all(getattr(type(layer), name) is getattr(kind, name) for name in names)
+            return function if is_unchanged and _is_plain(layer) else None
     return None
 
 
 def _is_per_example(layer: Any) -> bool:
     """Return whether calling a layer shard by shard is equivalent to calling it with the batch."""
-    known = type(layer) in _EACH_IMAGE_ALONE and getattr(layer, "axis", -1) != 0
-    return getattr(layer, "per_example", known) and _is_plain(layer)
+    is_known = type(layer) in _EACH_IMAGE_ALONE and getattr(layer, "axis", -1) != 0
+    return getattr(layer, "per_example", is_known) and _is_plain(layer)
 
 
 def _is_plain(layer: Any) -> bool:
@@ -279,11 +279,11 @@ def _uses(model: Any) -> dict[Any, int]:
     Layers that are called more than once, or do not return a single tensor, are left out.
     """
     nodes = _nodes(model)
-    read = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
-    read.update(id(tensor) for tensor in model.outputs)
+    reads = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
+    reads.update(id(tensor) for tensor in model.outputs)
     calls = Counter(node.operation for node in nodes)
     return {
-        node.operation: read[id(node.outputs[0])]
+        node.operation: reads[id(node.outputs[0])]
         for node in nodes
         if calls[node.operation] == 1 and len(node.outputs) == 1
     }

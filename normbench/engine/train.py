@@ -268,13 +268,13 @@ class Session:
             provenance: Host, versions, command and others, and the facts of the engine.
         """
         self._began = time.perf_counter()
-        earlier = self.run.meta if self.run.exists else {}
-        earlier = earlier or {}
-        begun = self.run.checkpoint_info() is not None
+        old_meta = self.run.meta if self.run.exists else {}
+        old_meta = old_meta or {}
+        has_checkpoint = self.run.checkpoint_info() is not None
         # A session that was killed could not record its seconds, so it counts as 0. Sessions of a
         # shorter run only count if its checkpoint was taken over.
-        sessions = [s for s in earlier.get("sessions", []) if begun or "run" not in s]
-        continues = earlier.get("continues") if begun else None
+        sessions = [s for s in old_meta.get("sessions", []) if has_checkpoint or "run" not in s]
+        continued_run = old_meta.get("continues") if has_checkpoint else None
         self.earlier_seconds = sum(session.get("seconds") or 0.0 for session in sessions)
         now = utc_now()
         session = {
@@ -288,52 +288,52 @@ class Session:
         self.meta = {
             "status": "running",
             "signature": self.config.signature,
-            "started": earlier.get("started", now),
+            "started": old_meta.get("started", now),
             "ended": None,
-            **({"tuned": earlier["tuned"]} if earlier.get("tuned") else {}),
+            **({"tuned": old_meta["tuned"]} if old_meta.get("tuned") else {}),
             **provenance,
             "devices": self.setup.loop.devices(),
-            **self._own_versions(earlier),
-            **self._probe_values(earlier),
-            **({"init": init} if (init := self.setup.init or earlier.get("init")) else {}),
-            **({"continues": continues} if continues else {}),
+            **self._own_versions(old_meta),
+            **self._probe_values(old_meta),
+            **({"init": init} if (init := self.setup.init or old_meta.get("init")) else {}),
+            **({"continues": continued_run} if continued_run else {}),
             "micro_batches": self.micro_batches.history,
             "streamed": self.dataset.streamed,
             "error": None,
             "sessions": [*sessions, session],
         }
-        signed = {"signature": self.config.signature, "schema": SCHEMA}
-        self.run.create({**self.config.to_dict(), **signed}, self.meta)
+        stamp = {"signature": self.config.signature, "schema": SCHEMA}
+        self.run.create({**self.config.to_dict(), **stamp}, self.meta)
 
-    def _probe_values(self, earlier: dict[str, Any]) -> dict[str, Any]:
+    def _probe_values(self, old_meta: dict[str, Any]) -> dict[str, Any]:
         """Return how reports show the values of the run's probes, if it has any."""
-        described = {
-            **(earlier.get("probe_values") or {}),
+        descriptions = {
+            **(old_meta.get("probe_values") or {}),
             **described_values(self.setup.probes),
         }
-        return {"probe_values": described} if described else {}
+        return {"probe_values": descriptions} if descriptions else {}
 
-    def _own_versions(self, earlier: dict[str, Any]) -> dict[str, Any]:
+    def _own_versions(self, old_meta: dict[str, Any]) -> dict[str, Any]:
         """Return the versions of the user's own code and data that the run is trained with.
 
         A run that continues with a different version than before records all versions, in order,
         and a report says so.
         """
-        now = own_code(self.config.to_dict())
-        now |= own_data(self.config.dataset, self.dataset.fingerprint)
-        if not now:
+        current = own_code(self.config.to_dict())
+        current |= own_data(self.config.dataset, self.dataset.fingerprint)
+        if not current:
             return {}
         # Earlier versions only count once there is a checkpoint that was trained with them.
-        recorded: dict[str, Any] = {}
+        old_versions: dict[str, Any] = {}
         if self.run.checkpoint_info() is not None:
-            recorded = earlier.get("own") or {}
-            for change in own_changes(recorded, now):
+            old_versions = old_meta.get("own") or {}
+            for change in own_changes(old_versions, current):
                 log.warning("%s", change)
                 self.observer.on_note(f"{change}: --again trains the run from its first step")
         versions = {}
-        for name, version in now.items():
-            before = list(recorded.get(name) or [])
-            versions[name] = before if before[-1:] == [version] else [*before, version]
+        for name, version in current.items():
+            history = list(old_versions.get(name) or [])
+            versions[name] = history if history[-1:] == [version] else [*history, version]
         return {"own": versions}
 
     @property
@@ -450,9 +450,9 @@ class Session:
 
         setup = self.setup
         # Compile before restoring, because compiling draws the order of an epoch.
-        began = time.perf_counter()
+        start = time.perf_counter()
         setup.loop.compile()
-        log.info("compiled in %.1f s", time.perf_counter() - began)
+        log.info("compiled in %.1f s", time.perf_counter() - start)
         if self._restore():
             self.meta["sessions"][-1]["from_epoch"] = self.epoch
             self.run.update_meta(sessions=self.meta["sessions"])
@@ -486,13 +486,13 @@ class Session:
         """Load the last checkpoint, if there is one, and drop rows written after it."""
         from normbench.engine.loop import Steps
 
-        loaded = self.run.load_checkpoint()
-        if loaded is None:
+        checkpoint = self.run.load_checkpoint()
+        if checkpoint is None:
             self.run.truncate_metrics(0)
             self.epoch, self.partial, self.partial_seconds = 0, Steps.empty(), 0.0
             self.best = {"epoch": None, "val_acc": None}
             return False
-        arrays, info = loaded
+        arrays, info = checkpoint
         self.partial = Steps(**{name: arrays.pop(f"partial/{name}") for name in Steps.NAMES})
         self.partial_seconds = float(info["partial_seconds"])
         self.setup.loop.load(arrays)
@@ -527,25 +527,25 @@ class Session:
         count = setup.steps_per_epoch if len(self.partial) else 1
         while (first := len(self.partial)) < setup.steps_per_epoch:
             last = min(first + count, setup.steps_per_epoch)
-            began = time.perf_counter()
+            start_time = time.perf_counter()
             # The weights and the step count must change together: after a checkpoint between the
             # two, the same steps would be trained twice.
             with delay_interrupts():
                 steps = setup.loop.train(first, setup.rates[start + first : start + last])
-                seconds = time.perf_counter() - began
+                seconds = time.perf_counter() - start_time
                 self.partial = self.partial.followed_by(steps)
                 self.partial_seconds += seconds
             raise_remembered()
             count = max(1, round(CHUNK_SECONDS * len(steps) / max(seconds, 1e-9)))
             self._refuse_divergence()
-            taken = len(self.partial)
+            steps_taken = len(self.partial)
             self.observer.on_progress(
                 self.epoch + 1,
-                taken,
+                steps_taken,
                 setup.steps_per_epoch,
                 float(np.mean(self.partial.loss)),
-                float(np.sum(self.partial.correct)) / (taken * self.config.batch),
-                taken * self.config.batch / self.partial_seconds,
+                float(np.sum(self.partial.correct)) / (steps_taken * self.config.batch),
+                steps_taken * self.config.batch / self.partial_seconds,
             )
 
     def _refuse_divergence(self) -> None:
@@ -555,9 +555,9 @@ class Session:
             Diverged: For the first such step; nothing is recorded yet.
         """
         losses = self.partial.loss
-        bad = np.flatnonzero(~(np.isfinite(losses) & (losses <= self.config.max_loss)))
-        if len(bad):
-            step = self.epoch * self.setup.steps_per_epoch + int(bad[0]) + 1
+        indices = np.flatnonzero(~(np.isfinite(losses) & (losses <= self.config.max_loss)))
+        if len(indices):
+            step = self.epoch * self.setup.steps_per_epoch + int(indices[0]) + 1
             raise Diverged(self.epoch + 1, step)
 
     def _record_divergence(self, divergence: Diverged) -> None:
@@ -567,8 +567,8 @@ class Session:
         weights, however, include later steps of the last chunk, so no checkpoint may be written
         from here on; if interrupted, the run diverges again from its last checkpoint.
         """
-        good = divergence.step - 1 - self.epoch * self.setup.steps_per_epoch
-        self.partial = self.partial.first(good)
+        count = divergence.step - 1 - self.epoch * self.setup.steps_per_epoch
+        self.partial = self.partial.first(count)
         row = self._row(val=(math.nan, math.nan), eval_seconds=0.0)
         self.run.append_metrics(row)
         self.observer.on_epoch(row)
@@ -580,10 +580,10 @@ class Session:
         the evaluation.
         """
         loop = self.setup.loop
-        began = time.perf_counter()
+        start = time.perf_counter()
         loop.recompute()
         val = loop.evaluate("validation")
-        row = self._row(val=val, eval_seconds=time.perf_counter() - began)
+        row = self._row(val=val, eval_seconds=time.perf_counter() - start)
         loop.rate = row["lr"]
         probes = due_probes(self.setup.probes, self.epoch + 1, self.config.epochs)
         return row | measure_probes(probes, loop, self.dataset)
@@ -594,8 +594,8 @@ class Session:
         All metrics of an epoch are defined here. To add one, add its value here, and its label and
         unit to ``METRICS`` in ``report/metrics.py``.
         """
-        taken, batch = len(self.partial), self.config.batch
-        step = self.epoch * self.setup.steps_per_epoch + taken
+        steps, batch = len(self.partial), self.config.batch
+        step = self.epoch * self.setup.steps_per_epoch + steps
         norms = self.partial.grad_norm.astype(np.float64)
         finite = norms[np.isfinite(norms)]  # with a scaled loss, steps that overflow are skipped
         return {
@@ -603,13 +603,13 @@ class Session:
             "step": step,
             "images_seen": step * batch,
             "train_loss": _mean(self.partial.loss),
-            "train_acc": float(np.sum(self.partial.correct)) / (taken * batch) if taken else None,
+            "train_acc": float(np.sum(self.partial.correct)) / (steps * batch) if steps else None,
             "val_loss": val[0],
             "val_acc": val[1],
             "lr": float(self.setup.rates[max(step - 1, 0)]),
             "grad_norm": _mean(finite),
             "grad_norm_max": float(np.max(finite)) if len(finite) else None,
-            "images_per_s": taken * batch / self.partial_seconds if taken else None,
+            "images_per_s": steps * batch / self.partial_seconds if steps else None,
             "train_seconds": self.partial_seconds,
             "eval_seconds": eval_seconds,
             "time": utc_now(),

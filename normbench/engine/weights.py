@@ -34,16 +34,16 @@ def final_weights(run: Run) -> dict[str, np.ndarray]:
         StoreError: A file of the run is damaged.
     """
     _refuse_unfinished(run)
-    loaded = run.load_checkpoint()
-    if loaded is None:
+    checkpoint = run.load_checkpoint()
+    if checkpoint is None:
         raise UserError(
             f"run {run.name} keeps no weights: its folder has no checkpoint/last.npz (an archive "
             "of normbench pack has it with --checkpoints); the command of the run with --again "
             "trains it again"
         )
-    weights = {name: array for name, array in loaded[0].items() if name.startswith(_VARIABLE)}
-    recorded = (run.summary or {}).get("weights_sha256")
-    if recorded is not None and weights_hash(weights) != recorded:  # older runs record no hash
+    weights = {name: array for name, array in checkpoint[0].items() if name.startswith(_VARIABLE)}
+    sha256 = (run.summary or {}).get("weights_sha256")
+    if sha256 is not None and weights_hash(weights) != sha256:  # older runs record no hash
         raise StoreError(
             f"{run.path / 'checkpoint' / 'last.npz'} does not have the weights that the run was "
             "tested with (weights_sha256 in summary.json)"

@@ -85,14 +85,14 @@ def batch_center(x: Tensor, beta: Tensor, valid: Tensor | None = None) -> tuple[
         values = ops.cast(x, "float32")
         pivot = pivot_of(values[None])[0]
         shifted = values - pivot
-        off = mean_of(shifted)
+        offset = mean_of(shifted)
 
         def gradient(*upstream: Tensor):
             dy = ops.cast(first_gradient(upstream), "float32")
             mean_dy = mean_of(dy)
             return ops.cast(dy - mean_dy, dtype), mean_dy * count
 
-        return (ops.cast(shifted + (beta - off), dtype), pivot + off), gradient
+        return (ops.cast(shifted + (beta - offset), dtype), pivot + offset), gradient
 
     return function(x, beta)
 

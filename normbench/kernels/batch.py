@@ -95,7 +95,7 @@ def _standardize_on_gpu(
     """Return outputs, mean and biased variance, using the fused operation (accurate on a GPU)."""
     import tensorflow as tf
 
-    y, mean, unbiased, *_ = tf.raw_ops.FusedBatchNormV3(
+    y, mean, unbiased_variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=tf.expand_dims(x, 2),
         scale=gamma,
         offset=beta,
@@ -104,5 +104,5 @@ def _standardize_on_gpu(
         epsilon=epsilon,
         is_training=True,
     )
-    variance = tf.stop_gradient(unbiased) * ((count - 1.0) / count)
+    variance = tf.stop_gradient(unbiased_variance) * ((count - 1.0) / count)
     return tf.squeeze(y, axis=2), tf.stop_gradient(mean), variance

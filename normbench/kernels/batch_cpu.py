@@ -103,8 +103,8 @@ def _forward(gamma: Tensor, beta: Tensor, *shards: Tensor, epsilon: float) -> tu
     shift = _shift(mean, variance)
 
     def shifted() -> tuple[Tensor, ...]:
-        less = [x - shift for x in values]
-        return (*less, *_moments(less))
+        differences = [x - shift for x in values]
+        return (*differences, *_moments(differences))
 
     *values, mean, variance = tf.cond(
         tf.reduce_any(shift != 0), shifted, lambda: (*values, mean, variance)
@@ -126,7 +126,7 @@ def _backward(
     values = [tf.cast(x, tf.float32) for x in shards]
     upstream = [tf.cast(dy, tf.float32) for dy in tensors[count:]]
     values = tf.cond(tf.reduce_any(shift != 0), lambda: [x - shift for x in values], lambda: values)
-    undivided = count == 1
+    is_single = count == 1
     terms = [
         tf.raw_ops.FusedBatchNormGradV3(
             y_backprop=tf.expand_dims(dy, 2),
@@ -138,14 +138,14 @@ def _backward(
             epsilon=epsilon,
             # With several shards the operation must treat mean and variance as constants, so that
             # its dx is γ/σ·dy. The terms that flow through them are subtracted below.
-            is_training=undivided,
+            is_training=is_single,
         )
         for x, dy in zip(values, upstream, strict=True)
     ]
     gradients = [tf.squeeze(term.x_backprop, axis=2) for term in terms]
     d_gamma = tf.add_n([term.scale_backprop for term in terms])
     d_beta = tf.add_n([term.offset_backprop for term in terms])
-    if not undivided:
+    if not is_single:
         scale = gamma * tf.math.rsqrt(variance + epsilon) / _count(values)
         gradients = [
             dx - apply_fused(x, mean, variance, scale * d_gamma, scale * d_beta, epsilon)
@@ -167,9 +167,9 @@ def _forward_in_passes(
         sums = [compile_shared(moment_sums, x, by_xla=True)(x, tiled) for x in folded]
         return _with_variance(*rows.means(sums))
 
-    near = moments(tf.zeros_like(gamma))
-    shift = _shift(*near)
-    mean, variance = tf.cond(tf.reduce_any(shift != 0), lambda: moments(shift), lambda: near)
+    raw_moments = moments(tf.zeros_like(gamma))
+    shift = _shift(*raw_moments)
+    mean, variance = tf.cond(tf.reduce_any(shift != 0), lambda: moments(shift), lambda: raw_moments)
     scale = gamma * tf.math.rsqrt(variance + epsilon)
     tiled = [rows.tile_channels(value) for value in (shift, mean, scale, beta)]
     outputs = [compile_shared(normalized, x, by_xla=True)(x, *tiled) for x in folded]

@@ -45,13 +45,13 @@ def compile_shared(
         return function
     import tensorflow as tf
 
-    compiled = (is_large(x) if by_xla is None else by_xla) and not has_gpu()
-    if tf.executing_eagerly() and not compiled:
+    is_compiled = (is_large(x) if by_xla is None else by_xla) and not has_gpu()
+    if tf.executing_eagerly() and not is_compiled:
         return function
 
     def call(*tensors: Any, **constants: Any) -> Any:
         signature = tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
-        return _graph(function, compiled, signature, tuple(constants.items()))(*tensors)
+        return _graph(function, is_compiled, signature, tuple(constants.items()))(*tensors)
 
     return call
 
@@ -128,6 +128,6 @@ def _graph(function: Callable[..., Any], by_xla: bool, signature: Any, constants
     """Return a function's graph for a signature, shared by all layers of that shape."""
     import tensorflow as tf
 
-    bound = partial(function, **dict(constants))
-    bound.__name__ = function.__name__  # type: ignore[attr-defined]  # shown in profiles
-    return tf.function(bound, jit_compile=by_xla or None, autograph=False)
+    body = partial(function, **dict(constants))
+    body.__name__ = function.__name__  # type: ignore[attr-defined]  # shown in profiles
+    return tf.function(body, jit_compile=by_xla or None, autograph=False)

@@ -57,8 +57,8 @@ def conv2d_shards(shards: Sequence[Tensor], kernel: Tensor, **options: Any) -> l
     x = shards[0]
     dtype = keras.backend.standardize_dtype(x.dtype)
     if winograd.pays(x, tuple(kernel.shape), **options):
-        transformed = winograd.transformed(ops.cast(kernel, dtype))
-        return [winograd.convolved(x, transformed, options["padding"]) for x in shards]
+        transformed_kernel = winograd.transformed(ops.cast(kernel, dtype))
+        return [winograd.convolved(x, transformed_kernel, options["padding"]) for x in shards]
     kernels = copies_for_shards(kernel, len(shards), dtype)
     return [_conv2d(x, copy, **options) for x, copy in zip(shards, kernels, strict=True)]
 

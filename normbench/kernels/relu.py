@@ -41,8 +41,8 @@ def rectified(
         uses: Number of uses of the output. The rectifier's own backward pass adds up the gradients
             of all uses.
     """
-    half = layer.compute_dtype in ("bfloat16", "float16")
-    if not half or tf.executing_eagerly() or not is_large(x) or not on_cpu():
+    is_half = layer.compute_dtype in ("bfloat16", "float16")
+    if not is_half or tf.executing_eagerly() or not is_large(x) or not on_cpu():
         return [layer(x)] * uses
     ceiling = layer.max_value
     folds = _folds(x)
@@ -78,12 +78,12 @@ def _clipped(*addends: Tensor, ceiling: float | None) -> Tensor:
     lowest, highest = _bits_of(float("-inf"), x.dtype), _bits_of(float("inf"), x.dtype)
     # As integers, negative numbers range from -0.0 (the lowest integer) up to -infinity; beyond it
     # are the NaNs.
-    clipped = tf.where(bits <= lowest, tf.zeros_like(bits), bits)
+    values = tf.where(bits <= lowest, tf.zeros_like(bits), bits)
     if ceiling is not None:
         top = _bits_of(ceiling, x.dtype)
-        above = (clipped > top) & (clipped <= highest)
-        clipped = tf.where(above, tf.fill(clipped.shape, top), clipped)
-    return tf.bitcast(clipped, x.dtype)
+        is_above = (values > top) & (values <= highest)
+        values = tf.where(is_above, tf.fill(values.shape, top), values)
+    return tf.bitcast(values, x.dtype)
 
 
 def _passed(y: Tensor, *upstream: Tensor, ceiling: float | None) -> Tensor:
@@ -115,8 +115,8 @@ def _from_bfloat16(x: Tensor) -> Tensor:
 def _to_bfloat16(x: Tensor) -> Tensor:
     """Cast float32 to bfloat16, rounding to nearest even."""
     bits = tf.bitcast(x, tf.uint32)
-    odd = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, _word(16)), _word(1))
-    rounded = tf.bitwise.right_shift(bits + _word(0x7FFF) + odd, _word(16))
+    parity = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, _word(16)), _word(1))
+    rounded = tf.bitwise.right_shift(bits + _word(0x7FFF) + parity, _word(16))
     return tf.bitcast(tf.cast(rounded, tf.uint16), tf.bfloat16)
 
 

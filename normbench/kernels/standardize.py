@@ -81,12 +81,12 @@ def standardize(
 
     @ops.custom_gradient
     def function(x: Tensor, gamma: Tensor, beta: Tensor) -> Any:
-        y, mean, variance, *saved = forward(
+        y, mean, variance, *residuals = forward(
             x, gamma, beta, epsilon=epsilon, subtract_mean=subtract_mean, **options
         )
 
         def gradient(*upstream: Tensor):
-            return backward(x, first_gradient(upstream), gamma, *saved, **options)
+            return backward(x, first_gradient(upstream), gamma, *residuals, **options)
 
         return (y, mean, variance), gradient
 
@@ -243,18 +243,18 @@ def pooled(
     if counts is not None:
         weights = counts / at_least_one(ops.sum(counts, axis=0, keepdims=True))
         pivot = ops.sum(mean * weights, axis=0, keepdims=True)
-        apart = mean - pivot
-        offset = ops.sum(apart * weights, axis=0, keepdims=True)
-        spread = ops.square(apart - offset) + variance
+        deviation = mean - pivot
+        offset = ops.sum(deviation * weights, axis=0, keepdims=True)
+        spread = ops.square(deviation - offset) + variance
         return pivot + offset, ops.sum(spread * weights, axis=0, keepdims=True)
     # Differences from one set's mean are exact if all means are equal.
     pivot = mean[:1] if axis == 0 else mean[:, :1]
     may_be_empty = axis == 0 and mean.shape[0] is None
     if may_be_empty:
         pivot = ops.sum(pivot, axis=0, keepdims=True)
-    apart = mean - pivot
-    offset = ops.mean(apart, axis=axis, keepdims=True)
-    between = ops.mean(ops.square(apart - offset), axis=axis, keepdims=True)
+    deviation = mean - pivot
+    offset = ops.mean(deviation, axis=axis, keepdims=True)
+    between = ops.mean(ops.square(deviation - offset), axis=axis, keepdims=True)
     mean_variance = ops.mean(variance, axis=axis, keepdims=True)
     if not may_be_empty:
         return pivot + offset, mean_variance + between
@@ -357,16 +357,20 @@ def _statistics(
     channels = int(shifted.shape[-1])
     total = across or (lambda values: values)
     count = total(count_of(shifted, channels))
-    off = group_means(total(spatial_sum(shifted)), channels, count)
+    channel_offset = group_means(total(spatial_sum(shifted)), channels, count)
     mean_square = group_means(total(spatial_sum_of_squares(shifted)), channels, count)
     # Rounding can make the difference slightly negative.
-    channel_variance = ops.maximum(mean_square - ops.square(off), 0.0)
+    channel_variance = ops.maximum(mean_square - ops.square(channel_offset), 0.0)
     if groups == channels:
-        return -off, pivot + off, channel_variance
+        return -channel_offset, pivot + channel_offset, channel_variance
     # The channels' means, as differences from one pivot, which lose no digits.
-    apart = pivot - first_of_group(pivot, groups)
-    offset = apart - group_means(apart + off, groups, channels / groups)
-    variance = group_means(channel_variance + ops.square(off + offset), groups, channels / groups)
+    pivot_difference = pivot - first_of_group(pivot, groups)
+    offset = pivot_difference - group_means(
+        pivot_difference + channel_offset, groups, channels / groups
+    )
+    variance = group_means(
+        channel_variance + ops.square(channel_offset + offset), groups, channels / groups
+    )
     return offset, pivot - offset, variance
 
 
@@ -421,9 +425,9 @@ def center_valid(
     # Two steps: the mean of the shifted values corrects the rounding of the first mean.
     pivot = rounded(ops.stop_gradient(_mean_of_valid(x, valid, groups, across)))
     shifted = x - _wide(pivot)
-    off = _mean_of_valid(shifted, valid, groups, across)
-    centered = shifted - _wide(off)
-    return centered, pivot + off, _mean_of_valid(ops.square(centered), valid, groups, across)
+    offset = _mean_of_valid(shifted, valid, groups, across)
+    centered = shifted - _wide(offset)
+    return centered, pivot + offset, _mean_of_valid(ops.square(centered), valid, groups, across)
 
 
 def _mean_of_valid(

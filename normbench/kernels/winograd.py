@@ -52,22 +52,22 @@ def pays(
     """
     if None in x.shape or keras.backend.standardize_dtype(x.dtype) != "float32":
         return False
-    fits = (
+    is_supported = (
         tuple(kernel_shape[:2]) == (3, 3)
         and tuple(strides) == tuple(dilation_rate) == (1, 1)
         and data_format == "channels_last"
         and kernel_shape[2] == x.shape[-1]  # one group
         and (padding == "same" or min(x.shape[1:3]) >= 3)
     )
-    if not fits or not on_cpu():
+    if not is_supported or not on_cpu():
         return False
     positions = math.prod(x.shape[:-1])
-    fewer, more = sorted(kernel_shape[2:])
-    cached = math.prod(x.shape) <= 2**19
+    min_channels, max_channels = sorted(kernel_shape[2:])
+    is_cached = math.prod(x.shape) <= 2**19
     few_edges = min(x.shape[1:3]) >= 16
-    wide = fewer >= 128 or (fewer >= 64 and cached and few_edges)
+    is_wide = min_channels >= 128 or (min_channels >= 64 and is_cached and few_edges)
     # Below 2**23 products a step saves less than a millisecond, while compiling takes a second.
-    return wide and positions >= 128 and positions * fewer * more >= 2**23
+    return is_wide and positions >= 128 and positions * min_channels * max_channels >= 2**23
 
 
 def transformed(kernel: Any) -> Any:

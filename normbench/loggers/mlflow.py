@@ -51,13 +51,13 @@ class MLflow(Logger):
 
     def start(self, run: Run, config: Config, rows: Sequence[Mapping[str, Any]]) -> None:
         experiment = self._experiment_id()
-        known = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{run.name}'")
-        if known:
-            self._id = known[0].info.run_id
+        runs = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{run.name}'")
+        if runs:
+            self._id = runs[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
             history = self._client.get_metric_history(self._id, "epoch")
-            written = {int(entry.value) for entry in history}
-            rows = [row for row in rows if row["epoch"] not in written]
+            logged_epochs = {int(entry.value) for entry in history}
+            rows = [row for row in rows if row["epoch"] not in logged_epochs]
         else:
             created = self._client.create_run(experiment, tags={_TAG: run.name}, run_name=run.name)
             self._id = created.info.run_id
@@ -70,16 +70,16 @@ class MLflow(Logger):
             self.row(row)
 
     def _experiment_id(self) -> str:
-        found = self._client.get_experiment_by_name(self._experiment)
-        if found is not None:
-            return found.experiment_id
+        experiment = self._client.get_experiment_by_name(self._experiment)
+        if experiment is not None:
+            return experiment.experiment_id
         try:
             return self._client.create_experiment(self._experiment)
         except Exception:  # another worker was faster
-            found = self._client.get_experiment_by_name(self._experiment)
-            if found is None:
+            experiment = self._client.get_experiment_by_name(self._experiment)
+            if experiment is None:
                 raise
-            return found.experiment_id
+            return experiment.experiment_id
 
     def row(self, row: Mapping[str, Any]) -> None:
         self._log(numbers(row), int(row["step"]))

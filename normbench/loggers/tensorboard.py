@@ -89,9 +89,9 @@ class TensorBoard(Logger):
         self._add_session_info(self._metadata.SESSION_START_INFO_TAG, session_start_info=start)
 
     def _end_session(self, status: str) -> None:
-        good = status in ("finished", "diverged")
+        is_success = status in ("finished", "diverged")
         end = self._plugin_data.SessionEndInfo(
-            status=self._api.STATUS_SUCCESS if good else self._api.STATUS_FAILURE,
+            status=self._api.STATUS_SUCCESS if is_success else self._api.STATUS_FAILURE,
             end_time_secs=time.time(),
         )
         self._add_session_info(self._metadata.SESSION_END_INFO_TAG, session_end_info=end)

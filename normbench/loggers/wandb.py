@@ -77,8 +77,8 @@ class WandB(Logger):
         os.environ.setdefault("WANDB_CACHE_DIR", str(files / "cache"))
         name = run.name[-_LONGEST_ID:]  # a name ends in the signature, which is unique
         if self._offline:
-            for earlier in files.glob(f"offline-run-*-{name}"):
-                shutil.rmtree(earlier, ignore_errors=True)
+            for old_folder in files.glob(f"offline-run-*-{name}"):
+                shutil.rmtree(old_folder, ignore_errors=True)
         self._run = self._wandb.init(
             project=self._project,
             entity=self._entity,

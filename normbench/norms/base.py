@@ -83,9 +83,9 @@ class ChannelAffine(keras.layers.Layer):
         """Add weights other than γ and β, and check options that depend on the channels."""
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        takes = self._normalize_takes()
-        options: dict[str, Any] = {"training": training} if "training" in takes else {}
-        if "valid" in takes:
+        names = self._normalize_takes()
+        options: dict[str, Any] = {"training": training} if "training" in names else {}
+        if "valid" in names:
             options["valid"] = self.valid_positions(mask, inputs)
         elif not self._ignores_masks:
             self.refuse_mask(mask)
@@ -137,8 +137,8 @@ class ChannelAffine(keras.layers.Layer):
             return None
         mask = ops.convert_to_tensor(mask)
         sizes = zip(mask.shape, inputs.shape[:-1], strict=False)
-        known = [(size, wanted) for size, wanted in sizes if None not in (size, wanted)]
-        if len(mask.shape) != len(inputs.shape) - 1 or any(a not in (1, b) for a, b in known):
+        pairs = [(size, expected) for size, expected in sizes if None not in (size, expected)]
+        if len(mask.shape) != len(inputs.shape) - 1 or any(a not in (1, b) for a, b in pairs):
             raise ValueError(
                 f"the mask of {self.name} must have the shape of its input without the channels, "
                 f"{tuple(inputs.shape[:-1])}, got {tuple(mask.shape)}"
@@ -214,9 +214,11 @@ class BatchStatistics(ChannelAffine):
         """
         momentum = self.momentum if momentum is None else momentum
         old = ops.convert_to_tensor(moving)
-        moved = old * momentum + ops.stop_gradient(new) * (1.0 - momentum)
+        average = old * momentum + ops.stop_gradient(new) * (1.0 - momentum)
         moving.assign(
-            moved if count is None or isinstance(count, float) else ops.where(count > 0, moved, old)
+            average
+            if count is None or isinstance(count, float)
+            else ops.where(count > 0, average, old)
         )
 
     def unbiased_factor(self, count: Any) -> Any:

@@ -104,9 +104,9 @@ class BatchRenormalization(BatchStatistics):
         self, batch_mean: Any, batch_deviation: Any, mean: Any, deviation: Any, steps: Any
     ) -> tuple[Any, Any]:
         """Return r and d, clipped to the bounds at this step."""
-        started = steps > 0
-        mean = ops.where(started, mean, batch_mean)
-        deviation = ops.where(started, deviation, batch_deviation)
+        is_started = steps > 0
+        mean = ops.where(is_started, mean, batch_mean)
+        deviation = ops.where(is_started, deviation, batch_deviation)
         r_max = 1.0 + (self.r_max - 1.0) * _progress(steps, self.r_steps)
         d_max = self.d_max * _progress(steps, self.d_steps)
         r = ops.clip(batch_deviation / deviation, 1.0 / r_max, r_max)

@@ -148,6 +148,6 @@ class EvoNormB0(BatchStatistics):
         deviation = ops.sqrt(batch_variance + self.epsilon)
         image_deviation = ops.sqrt(variance + self.epsilon)
         # max(a, b) = a + relu(b − a), whose gradients need only the reductions of a and b.
-        above = per_channel(x, None, as_tensor(self.v), image_deviation - deviation)
-        divisor = per_channel(ops.relu(above), None, ops.ones_like(gamma), deviation)
+        excess = per_channel(x, None, as_tensor(self.v), image_deviation - deviation)
+        divisor = per_channel(ops.relu(excess), None, ops.ones_like(gamma), deviation)
         return per_channel(x / divisor, None, gamma, beta)

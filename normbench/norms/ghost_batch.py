@@ -103,14 +103,14 @@ class GhostBatchNormalization(BatchNormalization):
             weight = (1.0 - self.momentum) * ops.power(self.momentum, age)
             old_weight = ops.power(self.momentum, ops.cast(batches, "float32"))
         else:  # virtual batches without a valid position are skipped
-            counted = ops.cast(count > 0, "float32")
-            age = ops.sum(counted, axis=0) - ops.cumsum(counted, axis=0)
-            weight = (1.0 - self.momentum) * ops.power(self.momentum, age) * counted
-            old_weight = ops.power(self.momentum, ops.sum(counted))
-        for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            has_values = ops.cast(count > 0, "float32")
+            age = ops.sum(has_values, axis=0) - ops.cumsum(has_values, axis=0)
+            weight = (1.0 - self.momentum) * ops.power(self.momentum, age) * has_values
+            old_weight = ops.power(self.momentum, ops.sum(has_values))
+        for moving, values in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(
                 ops.convert_to_tensor(moving) * old_weight
-                + ops.sum(ops.stop_gradient(new) * weight, axis=0)
+                + ops.sum(ops.stop_gradient(values) * weight, axis=0)
             )
 
     def get_config(self) -> dict[str, Any]:

@@ -96,11 +96,11 @@ class IterativeNormalization(BatchStatistics):
         if self.takes_batch(x, training):
             centered, mean = batch_center(x, ops.zeros_like(beta), valid)
             vectors = _by_group(centered, groups)
-            counted = vectors
+            valid_vectors = vectors
             if valid is not None:
-                counted = _by_group(ops.where(valid, centered, 0.0), groups)
+                valid_vectors = _by_group(ops.where(valid, centered, 0.0), groups)
             count = count_in_batch(x, valid)
-            whitening = self._whitening(counted, count)
+            whitening = self._whitening(valid_vectors, count)
             self.update_average(self.moving_mean, mean, count=count)
             self.update_average(self.moving_whitening, whitening, count=count)
         else:
@@ -126,8 +126,8 @@ class IterativeNormalization(BatchStatistics):
         # The first step, from P = I, in closed form.
         power = 1.5 * identity - 0.5 * scaled
         for _ in range(self.iterations - 1):
-            cubed = ops.matmul(ops.matmul(power, power), power)
-            power = 1.5 * power - 0.5 * ops.matmul(cubed, scaled)
+            cube = ops.matmul(ops.matmul(power, power), power)
+            power = 1.5 * power - 0.5 * ops.matmul(cube, scaled)
         return power * ops.rsqrt(trace)
 
     def get_config(self) -> dict[str, Any]:

@@ -92,8 +92,8 @@ def _local_response(x: Any, k: float, alpha: float, beta: float, radius: int) ->
             dy = ops.cast(first_gradient(upstream), "float32")
             values = ops.cast(x, "float32")
             # The neighborhood relation is symmetric, so the gradient sums over the same channels.
-            pulled = _sum_neighbors(dy * values * factor / base, radius)
-            return ops.cast(dy * factor - values * pulled * (2.0 * alpha * beta), dtype)
+            neighbor_sum = _sum_neighbors(dy * values * factor / base, radius)
+            return ops.cast(dy * factor - values * neighbor_sum * (2.0 * alpha * beta), dtype)
 
         return ops.cast(values * factor, dtype), gradient
 

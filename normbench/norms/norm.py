@@ -82,9 +82,9 @@ class Norm:
         """
         for place in self._requested:
             if place not in self._used:
-                has = ", ".join(known for known in PLACES if known in self._used) or "nowhere"
+                names = ", ".join(other for other in PLACES if other in self._used) or "nowhere"
                 raise ValueError(
-                    f"the network never normalizes at the place {place!r} (it does at: {has})"
+                    f"the network never normalizes at the place {place!r} (it does at: {names})"
                 )
 
     def conv(
@@ -210,13 +210,13 @@ def make_norm(spec: Mapping[str, Any]) -> Norm:
         UserError: A ``_target_`` does not exist or is not a layer, or does not take an option.
         ValueError: A place is unknown.
     """
-    placed = dict(spec.get("places") or {})
+    places = dict(spec.get("places") or {})
     if spec.get("bfn"):
-        placed[spec["place"]] = spec["bfn"]
+        places[spec["place"]] = spec["bfn"]
     return Norm(
         _factory("norm", spec),
         _factory("norm/weight", spec.get("weight") or {}),
-        {place: _factory("norm", other, f" at {place}") for place, other in placed.items()},
+        {place: _factory("norm", other, f" at {place}") for place, other in places.items()},
     )
 
 
@@ -229,7 +229,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
 """Ranges of options that have the same meaning in every built-in norm and parametrization."""
 
 
-def _check_numbers(called: str, options: Mapping[str, Any]) -> None:
+def _check_numbers(title: str, options: Mapping[str, Any]) -> None:
     """Reject values that would make a layer take roots of negative numbers or never finish.
 
     Raises:
@@ -237,17 +237,17 @@ def _check_numbers(called: str, options: Mapping[str, Any]) -> None:
     """
     for name, value in options.items():
         if name in _RANGES and isinstance(value, int | float) and not isinstance(value, bool):
-            fits, wanted = _RANGES[name]
+            fits, description = _RANGES[name]
             if not fits(value):
-                raise UserError(f"{called}: {name} must be {wanted}, got {value:g}")
+                raise UserError(f"{title}: {name} must be {description}, got {value:g}")
 
 
-def _factory(group: str, spec: Mapping[str, Any], where: str = "") -> Any:
+def _factory(group: str, spec: Mapping[str, Any], suffix: str = "") -> Any:
     """Return a callable that builds the component of ``spec``, or None if it has no target."""
     if spec.get("_target_") is None:
         return None
-    called = f"{group}{where}={spec.get('name')}"
-    component, options = configured(group, spec, called=called, structure=_STRUCTURE)
+    title = f"{group}{suffix}={spec.get('name')}"
+    component, options = configured(group, spec, called=title, structure=_STRUCTURE)
     if str(spec["_target_"]).startswith("normbench."):
-        _check_numbers(called, options)
+        _check_numbers(title, options)
     return partial(component, **options)

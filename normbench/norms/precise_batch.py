@@ -83,8 +83,8 @@ class PreciseBatchNormalization(BatchNormalization):
             ValueError: There were no mini-batches (checked only outside a graph or trace).
         """
         count = ops.convert_to_tensor(self.collected)
-        known = _known(count)
-        if known is not None and known <= 0:
+        total = _known(count)
+        if total is not None and total <= 0:
             raise ValueError(f"{self.name} has seen no mini-batch in training mode since begin()")
         if self.unbiased:
             variance = ops.convert_to_tensor(self.moving_variance)
@@ -92,14 +92,14 @@ class PreciseBatchNormalization(BatchNormalization):
         self.collected.assign(ops.full((), _IDLE, "float32"))
 
     def update(self, mean: Any, variance: Any, count: Any) -> None:
-        collected = ops.convert_to_tensor(self.collected)
-        collecting = collected >= 0.0
+        total_so_far = ops.convert_to_tensor(self.collected)
+        collecting = total_so_far >= 0.0
         old_mean = ops.convert_to_tensor(self.moving_mean)
         old_variance = ops.convert_to_tensor(self.moving_variance)
         mean, variance = ops.stop_gradient(mean), ops.stop_gradient(variance)
 
         # Merge with the values so far (Chan, Golub & LeVeque 1983, eq. 2.1).
-        total = ops.maximum(collected, 0.0) + count
+        total = ops.maximum(total_so_far, 0.0) + count
         share = count / (total if isinstance(count, float) else at_least_one(total))
         delta = mean - old_mean
         all_mean = old_mean + delta * share
@@ -110,9 +110,9 @@ class PreciseBatchNormalization(BatchNormalization):
         )
 
         factor = self.unbiased_factor(count) if self.unbiased else 1.0
-        old, new = self.momentum, 1.0 - self.momentum
-        moved_mean = old_mean * old + mean * new
-        moved_variance = old_variance * old + variance * factor * new
+        old_weight, new_weight = self.momentum, 1.0 - self.momentum
+        moved_mean = old_mean * old_weight + mean * new_weight
+        moved_variance = old_variance * old_weight + variance * factor * new_weight
         if not isinstance(count, float):
             count = ops.max(count)  # a scalar
             moved_mean = ops.where(count > 0, moved_mean, old_mean)
@@ -120,7 +120,7 @@ class PreciseBatchNormalization(BatchNormalization):
             total = ops.max(total)
         self.moving_mean.assign(ops.where(collecting, all_mean, moved_mean))
         self.moving_variance.assign(ops.where(collecting, all_variance, moved_variance))
-        self.collected.assign(ops.where(collecting, total, collected))
+        self.collected.assign(ops.where(collecting, total, total_so_far))
 
 
 def recomputed_layers(model: keras.Model) -> list[Any]:

@@ -91,8 +91,8 @@ class WeightParametrization:
     def __call__(self, kernel: Any, training: bool = False) -> Any:
         """Return the kernel to convolve with, of the same shape, in at least float32."""
         values = ops.cast(kernel, keras.backend.result_type(kernel.dtype, "float32"))
-        mapped = self.of_filters(as_matrix(values, self.depthwise))
-        return ops.reshape(mapped, kernel.shape)
+        matrix = self.of_filters(as_matrix(values, self.depthwise))
+        return ops.reshape(matrix, kernel.shape)
 
     def of_filters(self, matrix: Any) -> Any:
         """Map a kernel given as (K, F), F filters of K weights."""
@@ -131,8 +131,8 @@ class _Parametrized(keras.layers.Layer):
         if kind is not None:
             if parametrization is not None:
                 raise TypeError(f"{cls.__name__} takes no parametrization: it has a fixed one")
-            taken = [name for name in parameters_of(kind) if name in kwargs]
-            return kind(**{name: kwargs.pop(name) for name in taken})
+            names = [name for name in parameters_of(kind) if name in kwargs]
+            return kind(**{name: kwargs.pop(name) for name in names})
         if isinstance(parametrization, dict):
             parametrization = keras.saving.deserialize_keras_object(parametrization)
         if not isinstance(parametrization, WeightParametrization):
@@ -193,9 +193,9 @@ class ParametrizedConv2D(_Parametrized, Conv2D):
     def __init__(
         self, filters: int, kernel_size: Any, parametrization: Any = None, **kwargs: Any
     ) -> None:
-        chosen = self._chosen(parametrization, kwargs)
+        kernel_parametrization = self._chosen(parametrization, kwargs)
         super().__init__(filters, kernel_size, **kwargs)
-        self.parametrization = chosen
+        self.parametrization = kernel_parametrization
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -215,9 +215,9 @@ class ParametrizedDepthwiseConv2D(_Parametrized, DepthwiseConv2D):
     _depthwise = True
 
     def __init__(self, kernel_size: Any, parametrization: Any = None, **kwargs: Any) -> None:
-        chosen = self._chosen(parametrization, kwargs)
+        kernel_parametrization = self._chosen(parametrization, kwargs)
         super().__init__(kernel_size, **kwargs)
-        self.parametrization = chosen
+        self.parametrization = kernel_parametrization
 
 
 @keras.saving.register_keras_serializable("normbench")
@@ -237,9 +237,9 @@ class ParametrizedDense(_Parametrized, KernelLayer, keras.layers.Dense):
     _depthwise = False
 
     def __init__(self, units: int, parametrization: Any = None, **kwargs: Any) -> None:
-        chosen = self._chosen(parametrization, kwargs)
+        kernel_parametrization = self._chosen(parametrization, kwargs)
         super().__init__(units, **kwargs)
-        self.parametrization = chosen
+        self.parametrization = kernel_parametrization
 
     def apply_kernel(self, inputs: Any, kernel: Any) -> Any:
         return ops.matmul(inputs, kernel)
@@ -376,8 +376,8 @@ class WeightNormalization(WeightParametrization):
         super().build(layer, shape, depthwise)
 
         def initial(shape: tuple[int, ...], dtype: Any = None) -> Any:
-            stored = as_matrix(ops.cast(as_tensor(layer.kernel), "float32"), depthwise)
-            return lengths(stored, self.centered)
+            matrix = as_matrix(ops.cast(as_tensor(layer.kernel), "float32"), depthwise)
+            return lengths(matrix, self.centered)
 
         self._length = channel_gain(layer, "length", filters_of(shape, depthwise), initial)
 

@@ -119,8 +119,10 @@ class Activations(Probe):
                     f"(it has: {', '.join(names)})"
                 )
         if not (layers := self.chosen(model)):
-            what = "no layer with one input" if self.layers else "no layer that is a nonlinearity"
-            raise UserError(f"probe.activations.layers: {what} in {model.name} is chosen")
+            subject = (
+                "no layer with one input" if self.layers else "no layer that is a nonlinearity"
+            )
+            raise UserError(f"probe.activations.layers: {subject} in {model.name} is chosen")
         for layer in layers:
             width = int(layer.input.shape[-1])
             for unit in self.units:
@@ -146,8 +148,10 @@ class Activations(Probe):
         width = len(_Found._fields)
         values: dict[str, float] = {}
         for index, layer in enumerate(layers):
-            found = _Found(*outputs[index * width : (index + 1) * width])
-            values |= {f"{layer.name}/{key}": value for key, value in self._values(layer, found)}
+            statistics = _Found(*outputs[index * width : (index + 1) * width])
+            values |= {
+                f"{layer.name}/{key}": value for key, value in self._values(layer, statistics)
+            }
         return values
 
     def _sub_model(self, model: keras.Model) -> keras.Model:
@@ -159,20 +163,20 @@ class Activations(Probe):
             outputs += _measured(layer.input, self.places, _limit(_kind(layer), self.margin))
         return keras.Model(model.inputs, outputs)
 
-    def _values(self, layer: keras.layers.Layer, found: _Found) -> list[tuple[str, float]]:
-        mean = np.asarray(found.mean, np.float64)
-        square = np.asarray(found.variance, np.float64).mean() + mean.var()
+    def _values(self, layer: keras.layers.Layer, statistics: _Found) -> list[tuple[str, float]]:
+        mean = np.asarray(statistics.mean, np.float64)
+        square = np.asarray(statistics.variance, np.float64).mean() + mean.var()
         values = [("mean", float(mean.mean())), ("std", float(np.sqrt(square)))]
-        values += _percentiles("p", found.sample)
+        values += _percentiles("p", statistics.sample)
         for unit in self.units:
-            values += _percentiles(f"unit{unit}/p", found.sample[..., unit])
+            values += _percentiles(f"unit{unit}/p", statistics.sample[..., unit])
         kind = _kind(layer)
         if kind == "relu":
-            values.append(("dead", float(np.mean(found.highest.max(axis=0) <= 0))))
-            share = np.asarray(found.beyond, np.float64).mean(axis=0)
+            values.append(("dead", float(np.mean(statistics.highest.max(axis=0) <= 0))))
+            share = np.asarray(statistics.beyond, np.float64).mean(axis=0)
             values.append(("collapsed", float(np.mean(share <= self.active))))
         elif kind in ("sigmoid", "tanh"):
-            values.append(("saturated", float(np.mean(found.beyond, dtype=np.float64))))
+            values.append(("saturated", float(np.mean(statistics.beyond, dtype=np.float64))))
         return values
 
 
@@ -198,8 +202,8 @@ def _measured(inputs: Any, places: int, limit: float) -> _Found:
     beyond = ops.cast(ops.abs(values) > limit if limit else values > 0, "float32")
     sample = values
     if size > places:
-        drawn = np.random.default_rng(0).choice(size, places, replace=False)
-        sample = ops.take(values, np.sort(drawn).astype(np.int32), axis=1)
+        positions = np.random.default_rng(0).choice(size, places, replace=False)
+        sample = ops.take(values, np.sort(positions).astype(np.int32), axis=1)
     return _Found(
         ops.mean(values, axis=1),
         ops.var(values, axis=1),
@@ -238,5 +242,7 @@ def _limit(kind: str, margin: float) -> float:
 
 
 def _percentiles(name: str, values: np.ndarray) -> list[tuple[str, float]]:
-    found = np.percentile(values, PERCENTILES)
-    return [(f"{name}{at}", float(value)) for at, value in zip(PERCENTILES, found, strict=True)]
+    percentiles = np.percentile(values, PERCENTILES)
+    return [
+        (f"{name}{at}", float(value)) for at, value in zip(PERCENTILES, percentiles, strict=True)
+    ]

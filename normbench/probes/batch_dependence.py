@@ -99,10 +99,10 @@ class BatchDependence(Probe):
 
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
         pixels = dataset.validation.images
-        chosen = minibatches.spread(len(pixels), self.images)
-        rows = max(2, -(-len(chosen) // self.width))  # at least two, so that images can be mixed
+        sample = minibatches.spread(len(pixels), self.images)
+        rows = max(2, -(-len(sample) // self.width))  # at least two, so that images can be mixed
         # Fill up with the first images; their repeated logits are dropped below.
-        order = np.resize(chosen, (rows, self.width))
+        order = np.resize(sample, (rows, self.width))
         values: dict[str, float] = {}
         for mode, batch_statistics in (("inference", False), ("training", True)):
 
@@ -115,11 +115,11 @@ class BatchDependence(Probe):
                 return outputs[0].astype(np.float64)
 
             reference = np.stack([logits(indices) for indices in order])
-            found = {"neighbours": _among_others(order, logits)}
+            variants = {"neighbours": _among_others(order, logits)}
             for size in self.sizes:
-                found[f"size{size}"] = _in_batches_of(size, order, logits)
-            for kind, result in found.items():
-                pair = [x.reshape(-1, x.shape[-1])[: len(chosen)] for x in (result, reference)]
+                variants[f"size{size}"] = _in_batches_of(size, order, logits)
+            for kind, result in variants.items():
+                pair = [x.reshape(-1, x.shape[-1])[: len(sample)] for x in (result, reference)]
                 values |= {f"{mode}_{kind}_{key}": v for key, v in _differences(*pair).items()}
         return values
 
@@ -130,10 +130,10 @@ def _among_others(order: np.ndarray, logits: Callable[[np.ndarray], np.ndarray])
     turns = np.random.PCG64(np.random.SeedSequence(_SEED)).random_raw(width) % np.uint64(rows)
     columns = np.arange(width)
     row = (np.arange(rows)[:, None] + turns.astype(np.int64)) % rows
-    turned = np.stack([logits(indices) for indices in order[row, columns]])
-    back = np.empty_like(turned)
-    back[row, columns] = turned
-    return back
+    outputs = np.stack([logits(indices) for indices in order[row, columns]])
+    result = np.empty_like(outputs)
+    result[row, columns] = outputs
+    return result
 
 
 def _in_batches_of(
@@ -145,17 +145,17 @@ def _in_batches_of(
     for indices in order:
         groups = []
         for start in range(0, width, size):
-            repeated = np.tile(indices[start : start + size], width // size)
-            groups.append(logits(repeated)[start : start + size])
+            batch = np.tile(indices[start : start + size], width // size)
+            groups.append(logits(batch)[start : start + size])
         rows.append(np.concatenate(groups))
     return np.stack(rows)
 
 
 def _differences(logits: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     difference = np.abs(logits - reference)
-    changed = logits.argmax(axis=1) != reference.argmax(axis=1)
+    flips = logits.argmax(axis=1) != reference.argmax(axis=1)
     return {
         "max": float(difference.max()),
         "mean": float(difference.mean()),
-        "changed": float(changed.mean()),
+        "changed": float(flips.mean()),
     }

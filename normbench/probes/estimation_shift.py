@@ -120,10 +120,8 @@ class EstimationShift(Probe):
         validation = dataset.validation
         population = loop.evaluate("validation")
         order = minibatches.shuffled(len(validation.labels), _ORDER)
-        shuffled = ImageView(validation.images, order)  # all of them may not fit into memory
-        logits = minibatches.logits(
-            loop, shuffled, loop.settings.micro_batch, batch_statistics=True
-        )
+        view = ImageView(validation.images, order)  # all of them may not fit into memory
+        logits = minibatches.logits(loop, view, loop.settings.micro_batch, batch_statistics=True)
         for kind, (loss, accuracy) in (
             ("population", population),
             ("recomputed", self._recomputed(loop, dataset, layers) if layers else population),
@@ -140,8 +138,8 @@ class EstimationShift(Probe):
         true = input_statistics(loop, layers, pixels, most=self.batch, batch_statistics=False)
         values: dict[str, float] = {}
         for layer, expected in zip(layers, true, strict=True):
-            measured = {"depth": float(layer.depth), **shifts(layer.read(current), expected)}
-            values |= {f"{layer.name}/{key}": value for key, value in measured.items()}
+            layer_values = {"depth": float(layer.depth), **shifts(layer.read(current), expected)}
+            values |= {f"{layer.name}/{key}": value for key, value in layer_values.items()}
         return _over_depth(values, layers) | values
 
     def _recomputed(
@@ -151,13 +149,15 @@ class EstimationShift(Probe):
         from normbench.probes.population import chosen_images, input_statistics, replaced
 
         pixels = chosen_images(dataset.train.images, self.images)
-        found = input_statistics(loop, layers, pixels, most=self.batch, batch_statistics=True)
-        recomputed: dict[int, np.ndarray] = {}
-        for layer, statistics in zip(layers, found, strict=True):
-            recomputed |= layer.write(statistics)
+        layer_statistics = input_statistics(
+            loop, layers, pixels, most=self.batch, batch_statistics=True
+        )
+        replacements: dict[int, np.ndarray] = {}
+        for layer, statistics in zip(layers, layer_statistics, strict=True):
+            replacements |= layer.write(statistics)
         state = loop.state()
         try:
-            loop.load(replaced(loop, state, recomputed))
+            loop.load(replaced(loop, state, replacements))
             return loop.evaluate("validation")
         finally:
             loop.load(state)
@@ -171,18 +171,18 @@ def shifts(estimated: Statistics, true: Statistics) -> dict[str, float]:
     shifts_of: dict[str, float] = {}
     distances: dict[str, float] = {}
     if estimated.mean is not None:
-        apart = np.linalg.norm(estimated.mean - true.mean)
-        shifts_of["mean_shift"] = _ratio(apart, true_std)
-        distances["mean_shift_of_mean"] = _ratio(apart, true.mean)
-        distances["mean_distance"] = float(apart)
+        distance = np.linalg.norm(estimated.mean - true.mean)
+        shifts_of["mean_shift"] = _ratio(distance, true_std)
+        distances["mean_shift_of_mean"] = _ratio(distance, true.mean)
+        distances["mean_distance"] = float(distance)
     if estimated.variance is not None:
         # The moving deviation of Batch Renormalization may be below the root of epsilon.
         std = np.sqrt(np.maximum(estimated.variance, 0.0))
-        apart = np.linalg.norm(std - true_std)
-        shifts_of["std_shift"] = _ratio(apart, true_std)
-        distances["std_distance"] = float(apart)
-        apart = np.linalg.norm(estimated.variance - true.variance)
-        shifts_of["variance_shift"] = _ratio(apart, true.variance)
+        distance = np.linalg.norm(std - true_std)
+        shifts_of["std_shift"] = _ratio(distance, true_std)
+        distances["std_distance"] = float(distance)
+        distance = np.linalg.norm(estimated.variance - true.variance)
+        shifts_of["variance_shift"] = _ratio(distance, true.variance)
     return shifts_of | distances
 
 
@@ -193,20 +193,20 @@ def _ratio(distance: float | np.floating, size: np.ndarray) -> float:
 
 def _over_depth(values: dict[str, float], layers: list[Keeper]) -> dict[str, float]:
     """Return average, maximum and slope over depth of the values by layer."""
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for key in SUMMARIZED:
-        known = [
+        pairs = [
             (layer.depth, values[f"{layer.name}/{key}"])
             for layer in layers
             if f"{layer.name}/{key}" in values
         ]
-        if not known:
+        if not pairs:
             continue
-        depths, along = np.array(known, np.float64).T
-        found[f"{key}_average"] = float(along.mean())
-        found[f"{key}_largest"] = float(along.max())
+        depths, layer_values = np.array(pairs, np.float64).T
+        result[f"{key}_average"] = float(layer_values.mean())
+        result[f"{key}_largest"] = float(layer_values.max())
         if np.ptp(depths):
             x = (depths - depths.min()) / np.ptp(depths)
             x -= x.mean()
-            found[f"{key}_slope"] = float(x @ along / (x @ x))
-    return found
+            result[f"{key}_slope"] = float(x @ layer_values / (x @ x))
+    return result

@@ -96,8 +96,8 @@ class Gradients(Probe):
         values = _of_all(steps)
         ends = np.cumsum([0, *(int(np.prod(v.shape)) for v in model.trainable_variables)])
         for name, variables in kernels(model).items():
-            chosen = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in variables])
-            values |= {f"{name}/{key}": value for key, value in _of(steps, chosen).items()}
+            indices = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in variables])
+            values |= {f"{name}/{key}": value for key, value in _of(steps, indices).items()}
             if name in self._invariant[1]:
                 norm = values[f"{name}/weight_norm"]
                 values[f"{name}/effective_rate"] = loop.rate / norm**2 if norm else np.inf
@@ -114,8 +114,8 @@ def first_batches(
     """
     images, labels = dataset.train.images, dataset.train.labels
     for index in range(count):
-        chosen = np.arange(index * batch, (index + 1) * batch) % len(labels)
-        yield np.asarray(images[chosen]), np.asarray(labels[chosen], np.int32)
+        indices = np.arange(index * batch, (index + 1) * batch) % len(labels)
+        yield np.asarray(images[indices]), np.asarray(labels[indices], np.int32)
 
 
 def norm(vector: np.ndarray) -> float:
@@ -138,19 +138,19 @@ def _of_all(steps: list[Step]) -> dict[str, float]:
     return values | {"gradient_angle": _mean_angle(gradients)}
 
 
-def _of(steps: list[Step], chosen: np.ndarray) -> dict[str, float]:
-    """Return the values of the weights at indices ``chosen``."""
-    sizes = [(norm(step.update[chosen]), norm(step.weights[chosen])) for step in steps]
+def _of(steps: list[Step], indices: np.ndarray) -> dict[str, float]:
+    """Return the values of the weights at ``indices``."""
+    sizes = [(norm(step.update[indices]), norm(step.weights[indices])) for step in steps]
     return {
         "weight_norm": sizes[0][1],
-        "gradient_norm": float(np.mean([norm(step.gradient[chosen]) for step in steps])),
-        "relative_update": float(np.mean([up / w if w else np.inf for up, w in sizes])),
-        "angle": _mean_angle([step.direction[chosen] for step in steps]),
+        "gradient_norm": float(np.mean([norm(step.gradient[indices]) for step in steps])),
+        "relative_update": float(np.mean([update / w if w else np.inf for update, w in sizes])),
+        "angle": _mean_angle([step.direction[indices] for step in steps]),
     }
 
 
 def _mean_angle(vectors: list[np.ndarray]) -> float:
     """Return the mean angle between successive vectors, or NaN (stored as null) if none exists."""
     angles = [angle(one, other) for one, other in pairwise(vectors)]
-    known = [value for value in angles if not np.isnan(value)]
-    return float(np.mean(known)) if known else np.nan
+    numbers = [value for value in angles if not np.isnan(value)]
+    return float(np.mean(numbers)) if numbers else np.nan

@@ -24,12 +24,12 @@ def kernels(model: keras.Model) -> dict[str, list[int]]:
     The result has the layers with kernels, by name, in the order of the network.
     """
     indices = {id(variable): index for index, variable in enumerate(model.trainable_variables)}
-    found = {}
+    result = {}
     for layer in model.layers:
-        own = [indices[id(v)] for v in layer.trainable_variables if is_decayed(v)]
-        if own:
-            found[layer.name] = own
-    return found
+        layer_indices = [indices[id(v)] for v in layer.trainable_variables if is_decayed(v)]
+        if layer_indices:
+            result[layer.name] = layer_indices
+    return result
 
 
 def scale_invariant(model: keras.Model) -> set[str]:
@@ -43,7 +43,7 @@ def scale_invariant(model: keras.Model) -> set[str]:
     Args:
         model: The network; layers inside a nested model are ignored.
     """
-    inside = {id(operation) for operation in model.operations}
+    operations = {id(operation) for operation in model.operations}
     names = set()
     for name in kernels(model):
         layer = model.get_layer(name)
@@ -51,7 +51,7 @@ def scale_invariant(model: keras.Model) -> set[str]:
         if parametrization is not None and _takes_scale_out_of_kernel(layer, parametrization):
             names.add(name)
             continue
-        users = [n.operation for n in layer._outbound_nodes if id(n.operation) in inside]
+        users = [n.operation for n in layer._outbound_nodes if id(n.operation) in operations]
         linear = getattr(layer, "activation", None) in (None, keras.activations.linear)
         plain = linear and not getattr(layer, "use_bias", False)
         if plain and users and all(_takes_scale_out(user) for user in users):
@@ -69,12 +69,12 @@ def _takes_scale_out(layer: Any) -> bool:
     x = np.random.default_rng(0).standard_normal((images, *layer.input.shape[1:]))
     # Add 1, because a γ of 0 would hide all differences.
     weights = [ops.convert_to_tensor(v) + 1.0 for v in layer.trainable_variables]
-    others = [ops.convert_to_tensor(v) for v in layer.non_trainable_variables]
+    variables = [ops.convert_to_tensor(v) for v in layer.non_trainable_variables]
     options = {"training": True} if layer._call_has_training_arg else {}
 
     def output(factor: float) -> np.ndarray:
         scaled = ops.convert_to_tensor((x * factor * _SIZE).astype(np.float32))
-        outputs, _ = layer.stateless_call(weights, others, scaled, **options)
+        outputs, _ = layer.stateless_call(weights, variables, scaled, **options)
         return np.asarray(ops.convert_to_numpy(ops.cast(outputs, "float32")))
 
     return _same(output(1.0), output(_FACTOR))

@@ -67,8 +67,8 @@ def logits(
         float32 (N, K).
     """
     chunks = [
-        loop.inspect(loop.model, pixels[indices], batch_statistics=batch_statistics)[0][:new]
-        for indices, new in filled(len(pixels), size)
+        loop.inspect(loop.model, pixels[indices], batch_statistics=batch_statistics)[0][:count]
+        for indices, count in filled(len(pixels), size)
     ]
     return np.concatenate(chunks).astype(np.float32)
 
@@ -77,6 +77,6 @@ def scores(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """Return mean cross-entropy and accuracy (0..1) of logits (N, K), computed in float64."""
     values = logits.astype(np.float64)
     values -= values.max(axis=1, keepdims=True)
-    right = values[np.arange(len(labels)), labels]
-    losses = np.log(np.exp(values).sum(axis=1)) - right
+    label_logits = values[np.arange(len(labels)), labels]
+    losses = np.log(np.exp(values).sum(axis=1)) - label_logits
     return float(losses.mean()), float((values.argmax(axis=1) == labels).mean())

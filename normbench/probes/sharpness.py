@@ -108,11 +108,11 @@ class Sharpness(Probe):
             return total / len(batches)
 
         length = _FIRST * norm(weights) or _KAPPA
-        found = largest(gradient, weights, length, self.iterations, self.tolerance)
+        eigen = largest(gradient, weights, length, self.iterations, self.tolerance)
         return {
-            "eigenvalue": found.value,
-            "residual": found.residual,
-            "iterations": float(found.iterations),
+            "eigenvalue": eigen.value,
+            "residual": eigen.residual,
+            "iterations": float(eigen.iterations),
         }
 
 
@@ -158,17 +158,17 @@ def largest(
                 rest -= component * direction
         # The matrix in this basis, which is symmetric up to the errors of the differences.
         upper = np.triu(projected[:count, :count])
-        known = upper + np.triu(upper, 1).T
-        values, vectors = np.linalg.eigh(known)
-        size, left = float(np.abs(values).max()), norm(rest)
-        if not max(size, left):  # no curvature at all
+        matrix = upper + np.triu(upper, 1).T
+        values, vectors = np.linalg.eigh(matrix)
+        size, rest_norm = float(np.abs(values).max()), norm(rest)
+        if not max(size, rest_norm):  # no curvature at all
             return Eigen(0.0, 0.0, count)
         value = float(values[-1])
-        residual = left * abs(float(vectors[-1, -1])) / abs(value) if value else np.inf
-        if residual <= tolerance or left <= _NOTHING * size:
+        residual = rest_norm * abs(float(vectors[-1, -1])) / abs(value) if value else np.inf
+        if residual <= tolerance or rest_norm <= _NOTHING * size:
             break
-        vector = rest / left
-        length = _KAPPA / np.sqrt(max(size, left))
+        vector = rest / rest_norm
+        length = _KAPPA / np.sqrt(max(size, rest_norm))
     return Eigen(value, residual, len(basis))
 
 
@@ -180,7 +180,7 @@ def _product(
 ) -> np.ndarray:
     """Return the Hessian times a vector of length 1, float64 (P,)."""
     step = (length * vector).astype(np.float32)
-    ahead, behind = weights + step, weights - step
+    forward, backward = weights + step, weights - step
     # Divide by the actual distance, which is not 2h because weights are rounded to float32.
-    moved = norm(ahead.astype(np.float64) - behind.astype(np.float64))
-    return (gradient(ahead) - gradient(behind)) / moved
+    distance = norm(forward.astype(np.float64) - backward.astype(np.float64))
+    return (gradient(forward) - gradient(backward)) / distance

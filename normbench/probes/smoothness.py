@@ -74,11 +74,13 @@ class Smoothness(Probe):
 
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
         weights = loop.weights()
-        found = [
+        batch_values = [
             self._along(loop, pixels, labels, weights)
             for pixels, labels in first_batches(dataset, loop.settings.batch, self.batches)
         ]
-        return {key: float(np.mean([values[key] for values in found])) for key in found[0]}
+        return {
+            key: float(np.mean([values[key] for values in batch_values])) for key in batch_values[0]
+        }
 
     def _along(
         self, loop: Loop, pixels: np.ndarray, labels: np.ndarray, weights: np.ndarray
@@ -87,8 +89,8 @@ class Smoothness(Probe):
         size = norm(gradient)
         losses, changes = [], []
         for step in self.steps:
-            moved = weights - np.float32(step) * gradient
-            moved_loss, moved_gradient = loop.gradients(pixels, labels, moved)
+            new_weights = weights - np.float32(step) * gradient
+            moved_loss, moved_gradient = loop.gradients(pixels, labels, new_weights)
             losses.append(moved_loss)
             changes.append(norm(gradient - moved_gradient))
         losses, changes = (np.where(np.isfinite(x), x, np.inf) for x in (losses, changes))

@@ -66,9 +66,9 @@ class TrainGap(Probe):
 
     def measure(self, loop: Loop, dataset: Dataset) -> dict[str, float]:
         train = dataset.train
-        chosen = minibatches.spread(len(train.labels), self.images)
-        chosen = chosen[minibatches.shuffled(len(chosen), _ORDER)]
-        pixels, labels = train.images[chosen], train.labels[chosen]
+        indices = minibatches.spread(len(train.labels), self.images)
+        indices = indices[minibatches.shuffled(len(indices), _ORDER)]
+        pixels, labels = train.images[indices], train.labels[indices]
         values: dict[str, float] = {}
         for mode, batch_statistics in (("training", True), ("inference", False)):
             logits = minibatches.logits(

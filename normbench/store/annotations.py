@@ -40,12 +40,12 @@ def read(run: Run) -> Annotations:
         StoreError: The file is damaged or cannot be read.
     """
     path = run.path / FILE
-    found = files.read_json(path, _CHECK) or {}
-    tags = found.get("tags", [])
+    record = files.read_json(path, _CHECK) or {}
+    tags = record.get("tags", [])
     for tag in tags:
         if not TAG.fullmatch(tag):
             raise files.damaged(path, f"{tag!r} is not a tag")
-    return Annotations(tuple(sorted(set(tags))), found.get("note", ""))
+    return Annotations(tuple(sorted(set(tags))), record.get("note", ""))
 
 
 def annotate(

@@ -42,10 +42,10 @@ def _storable(name: str, array: np.ndarray) -> np.ndarray:
     """Return ``array`` in C order and with a dtype that NumPy's format supports."""
     if array.dtype.hasobject or array.dtype.names is not None:
         raise TypeError(f"array {name!r} has dtype {array.dtype}, which a checkpoint cannot hold")
-    ordered = np.asarray(array, order="C")
+    values = np.asarray(array, order="C")
     if array.dtype.isbuiltin == 2:  # registered by another package: ml_dtypes
-        return ordered.view(f"u{array.dtype.itemsize}")
-    return ordered
+        return values.view(f"u{array.dtype.itemsize}")
+    return values
 
 
 def _restored(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -72,14 +72,14 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) 
     Raises:
         StoreError: The file cannot be written; the old one is untouched.
     """
-    named = {name: np.asarray(array) for name, array in arrays.items()}
-    dtypes = {name: str(array.dtype) for name, array in named.items()}
+    values = {name: np.asarray(array) for name, array in arrays.items()}
+    dtypes = {name: str(array.dtype) for name, array in values.items()}
     header = dumps({"schema": 1, "arrays": dtypes, "info": dict(info)})
 
     def write(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(HEADER, header)
-            for name, array in named.items():
+            for name, array in values.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, _storable(name, array), allow_pickle=False)
 
@@ -124,8 +124,8 @@ def _array(data: bytes, name: str) -> np.ndarray:
         raise ValueError(f"{name} has the unknown version {version}")
     shape, _, dtype = readers[version](content)
     if math.prod(shape) * dtype.itemsize != len(data) - content.tell():
-        stored = len(data) - content.tell()
-        raise ValueError(f"{name} has {stored} bytes, which does not match its shape {shape}")
+        size = len(data) - content.tell()
+        raise ValueError(f"{name} has {size} bytes, which does not match its shape {shape}")
     content.seek(0)
     return np.lib.format.read_array(content, allow_pickle=False)
 
@@ -143,11 +143,11 @@ def load(path: Path, arrays: bool = True) -> tuple[dict[str, np.ndarray], dict[s
     try:
         with zipfile.ZipFile(path) as archive:
             header = _header(archive)
-            loaded: dict[str, np.ndarray] = {}
+            contents: dict[str, np.ndarray] = {}
             for name, dtype in header["arrays"].items() if arrays else ():
                 array = _array(_entry(archive, f"{name}.npy"), name)
-                loaded[name] = _restored(array, dtype)
-            return loaded, header["info"]
+                contents[name] = _restored(array, dtype)
+            return contents, header["info"]
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -45,12 +45,12 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     flat = [
         dict(_leaves(_completed({**defaults, **config}))) if config else {} for config in configs
     ]
-    seen: dict[tuple[str, tuple[str, ...]], set[str]] = {}
+    values_by_key: dict[tuple[str, tuple[str, ...]], set[str]] = {}
     for leaves in flat:
         for key in leaves:
             if key not in _SHOWN:
-                seen.setdefault((key, _choice(leaves, key)), set())
-    for (key, choice), values in seen.items():
+                values_by_key.setdefault((key, _choice(leaves, key)), set())
+    for (key, choice), values in values_by_key.items():
         for leaves in flat:
             if leaves and _choice(leaves, key) == choice:
                 values.add(_comparable(leaves[key]) if key in leaves else _ABSENT)
@@ -58,7 +58,7 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {
             key: value
             for key, value in leaves.items()
-            if key not in _SHOWN and len(seen[key, _choice(leaves, key)]) > 1
+            if key not in _SHOWN and len(values_by_key[key, _choice(leaves, key)]) > 1
         }
         for leaves in flat
     ]
@@ -82,14 +82,16 @@ def short_names(names: Sequence[str], differs: Sequence[str]) -> list[str]:
     """
     matches = [match for name in names if (match := NAME.fullmatch(name))]
     if len(matches) < len(names):
-        return [f"{name} {more}".rstrip() for name, more in zip(names, differs, strict=True)]
+        return [
+            f"{name} {difference}".rstrip() for name, difference in zip(names, differs, strict=True)
+        ]
     parts = [part for part in ("dataset", "arch", "norm", "batch", "seed")
              if len({match[part] for match in matches}) > 1]  # fmt: skip
     prefix = {"batch": "b", "seed": "s"}
     short = []
-    for match, more in zip(matches, differs, strict=True):
+    for match, difference in zip(matches, differs, strict=True):
         words = [prefix.get(part, "") + match[part] for part in parts]
-        short.append(" ".join([*words, *([more] if more else [])]) or match[0])
+        short.append(" ".join([*words, *([difference] if difference else [])]) or match[0])
     return short
 
 

@@ -159,10 +159,10 @@ def damaged(path: Path, reason: object) -> StoreError:
 
 def _regular_size(path: Path) -> int:
     """Return the size of a file in bytes; refuse a pipe, which would block a reader forever."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode) and not stat.S_ISDIR(info.st_mode):
         raise damaged(path, "not a regular file")
-    return found.st_size
+    return info.st_size
 
 
 def read_bytes(path: Path, most: int = MOST) -> bytes | None:
@@ -278,16 +278,16 @@ def _sound_tail(file: BinaryIO | FileIO) -> tuple[int, bool, dict[str, Any] | No
         (None if there is no such line).
     """
     size = file.seek(0, os.SEEK_END)
-    reach = 1 << 13
+    window = 1 << 13
     while True:
-        start = max(0, size - reach)
+        start = max(0, size - window)
         file.seek(start)
         lines = file.read(size - start).splitlines(keepends=True)
         # The window may start in the middle of a line, so its first line is not used. The last two
         # lines are needed, because the last one may be torn.
         if start == 0 or len(lines) > 2:
             break
-        reach *= 8
+        window *= 8
     if not lines:
         return 0, True, None
     row = _row(lines[-1])
@@ -325,21 +325,21 @@ def append_line(path: Path, value: Mapping[str, Any]) -> None:
     """
     data = dumps(value).encode() + b"\n"
     try:
-        fresh = not path.exists()
+        is_new = not path.exists()
         with path.open("a+b", buffering=0) as file:
-            end, ended, _ = _sound_tail(file)
-            if not ended:  # a crash cut off only the line feed
+            end, has_line_feed, _ = _sound_tail(file)
+            if not has_line_feed:  # a crash cut off only the line feed
                 data = b"\n" + data
             try:
                 file.truncate(end)
-                unwritten = memoryview(data)
-                while unwritten:  # an unbuffered write may take only part of the bytes
-                    unwritten = unwritten[file.write(unwritten) :]
+                rest = memoryview(data)
+                while rest:  # an unbuffered write may take only part of the bytes
+                    rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except OSError:
                 file.truncate(end)  # leave no partial line behind on a full disk
                 raise
-        if fresh:  # a new file's name must reach the disk, too
+        if is_new:  # a new file's name must reach the disk, too
             sync_folder(path.parent)
     except OSError as error:
         raise store_error("write", path, error) from error

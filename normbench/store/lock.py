@@ -208,7 +208,7 @@ def locked(path: Path, activity: str, command: Sequence[str]) -> Iterator[dict[s
     pid = os.getpid()
     _held[key] = pid
     try:
-        died = _note(path)
+        dead_owner = _note(path)
         owner = {
             "host": socket.gethostname(),
             "pid": pid,
@@ -216,7 +216,7 @@ def locked(path: Path, activity: str, command: Sequence[str]) -> Iterator[dict[s
             "command": printable(list(command)),
         }
         write_text(note, dumps(owner, indent=2) + "\n")
-        yield died
+        yield dead_owner
     finally:
         if os.getpid() == pid:  # a forked child that unwinds to here must release nothing
             with contextlib.suppress(OSError):

@@ -63,12 +63,12 @@ def version(package: str) -> str | None:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, normbench and the packages that affect a run's numbers."""
-    found = {"python": platform.python_version(), "normbench": normbench.__version__}
+    result = {"python": platform.python_version(), "normbench": normbench.__version__}
     for package in PACKAGES:
-        installed = version(package)
-        if installed is not None:
-            found[package] = installed
-    return found
+        package_version = version(package)
+        if package_version is not None:
+            result[package] = package_version
+    return result
 
 
 def _git(folder: Path, *arguments: str, trusted: bool) -> str | None:
@@ -85,7 +85,7 @@ def _git(folder: Path, *arguments: str, trusted: bool) -> str | None:
     environment |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     trust = ["-c", "safe.directory=*"] if trusted else []
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["git", *trust, "-C", str(folder), *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -96,7 +96,7 @@ def _git(folder: Path, *arguments: str, trusted: bool) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired):  # OSError: no git on this machine
         return None
-    return done.stdout if done.returncode == 0 else None
+    return process.stdout if process.returncode == 0 else None
 
 
 def git_state(
@@ -120,10 +120,10 @@ def git_state(
     lines = head.splitlines()
     commit = next((x.removeprefix("# branch.oid ") for x in lines if "branch.oid" in x), None)
     dirty = any(not line.startswith("#") for line in lines)
-    known = [str(path) for path in code if path.is_dir()]
-    if known and not dirty:
-        untracked = _git(folder, *status, "--", *known, trusted=trusted) or ""
-        dirty = any(not line.startswith("#") for line in untracked.splitlines())
+    folders = [str(path) for path in code if path.is_dir()]
+    if folders and not dirty:
+        output = _git(folder, *status, "--", *folders, trusted=trusted) or ""
+        dirty = any(not line.startswith("#") for line in output.splitlines())
     return {"commit": None if commit == "(initial)" else commit, "dirty": dirty}
 
 
@@ -150,8 +150,8 @@ def package_code() -> str:
 
 
 def _top(folder: Path) -> Path | None:
-    shown = _git(folder, "rev-parse", "--show-toplevel", trusted=False)
-    return Path(shown.strip()).resolve() if shown else None
+    output = _git(folder, "rev-parse", "--show-toplevel", trusted=False)
+    return Path(output.strip()).resolve() if output else None
 
 
 def collect(command: Sequence[str] | None = None, folder: Path | None = None) -> dict[str, Any]:
@@ -169,9 +169,9 @@ def collect(command: Sequence[str] | None = None, folder: Path | None = None) ->
     folder = Path.cwd() if folder is None else folder
     package = package_git()
     record: dict[str, Any] = {"git": package}
-    here = _top(folder)
-    if here is not None and (
-        package is None or here not in Path(normbench.__file__).resolve().parents
+    top = _top(folder)
+    if top is not None and (
+        package is None or top not in Path(normbench.__file__).resolve().parents
     ):
         record["git_folder"] = git_state(folder)
     return record | {
@@ -197,9 +197,9 @@ def own_code(config: Mapping[str, Any]) -> dict[str, str]:
         The SHA-256 of a component's source files (:func:`code_hash`), by ``_target_``; code
         without files is left out.
     """
-    measured = {key: value for key, value in config.items() if key != "logger"}
-    hashes = {path: code_hash(path) for path in sorted(set(_own_targets(measured)))}
-    return {path: found for path, found in hashes.items() if found is not None}
+    tree = {key: value for key, value in config.items() if key != "logger"}
+    hashes = {path: code_hash(path) for path in sorted(set(_own_targets(tree)))}
+    return {path: digest for path, digest in hashes.items() if digest is not None}
 
 
 def own_data(dataset: Mapping[str, Any], fingerprint: str | None = None) -> dict[str, str]:
@@ -216,8 +216,8 @@ def own_data(dataset: Mapping[str, Any], fingerprint: str | None = None) -> dict
     if not is_own(dataset.get("_target_")):
         return {}
     options = options_of(dataset, *DATASET_KEYS, *NEWER_DATASET_KEYS)
-    listed = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
-    label = f"data of {dataset.get('name')}{f' ({listed})' if listed else ''}"
+    text = ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
+    label = f"data of {dataset.get('name')}{f' ({text})' if text else ''}"
     return {label: fingerprint or data_hash(make_source(dataset).arrays())}
 
 
@@ -276,8 +276,8 @@ def installed_package(path: str) -> str | None:
     if _spec(top) is None or _root(top) is not None:
         return None
     name = next(iter(metadata.packages_distributions().get(top, [])), top)
-    installed = version(name)
-    return name if installed is None else f"{name}=={installed}"
+    installed_version = version(name)
+    return name if installed_version is None else f"{name}=={installed_version}"
 
 
 def own_changes(recorded: Mapping[str, Any] | None, now: Mapping[str, str]) -> list[str]:
@@ -294,8 +294,8 @@ def own_changes(recorded: Mapping[str, Any] | None, now: Mapping[str, str]) -> l
         if not versions_then:
             lines.append(f"the run does not record which version of {name} it was trained with")
         elif versions_then != [version_now]:
-            then = " and ".join(digest[:10] for digest in versions_then)
-            lines.append(f"the run was trained with {name} {then}, this is {version_now[:10]}")
+            digests = " and ".join(digest[:10] for digest in versions_then)
+            lines.append(f"the run was trained with {name} {digests}, this is {version_now[:10]}")
     return lines
 
 
@@ -307,16 +307,16 @@ def changed_since(run_config: Mapping[str, Any], recorded: Any, config: Any) -> 
         recorded: The run's ``meta["own"]``.
         config: The :class:`normbench.config.Config` that found the run complete.
     """
-    measured = run_config.get("probe") or {}
-    probes = {name: group for name, group in config.probe.items() if name in measured}
-    now = own_code({**vars(config), "probe": probes})
-    unread = []
+    old_probes = run_config.get("probe") or {}
+    probes = {name: group for name, group in config.probe.items() if name in old_probes}
+    current = own_code({**vars(config), "probe": probes})
+    notes = []
     try:
-        now |= own_data(config.dataset)
+        current |= own_data(config.dataset)
     except Exception as error:  # the user's code may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        unread = [f"cannot tell whether its data set has changed: {reason}"]
-    return [*own_changes(recorded, now), *unread]
+        notes = [f"cannot tell whether its data set has changed: {reason}"]
+    return [*own_changes(recorded, current), *notes]
 
 
 def _own_targets(value: Any) -> Iterator[str]:
@@ -331,23 +331,23 @@ def _project_files(module: str) -> dict[str, Path]:
     """Return the files of a module and of the modules of its project that it imports, by name."""
     project = module.partition(".")[0]
     root = _root(project)
-    found: dict[str, Path] = {}
-    waiting, seen = [module], {module}
-    while waiting:
-        name = waiting.pop()
+    files: dict[str, Path] = {}
+    stack, seen_names = [module], {module}
+    while stack:
+        name = stack.pop()
         packages = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
         spec = _spec(name)
         if spec is None or not spec.origin or not Path(spec.origin).is_file():
             continue
-        found[name] = Path(spec.origin)
+        files[name] = Path(spec.origin)
         package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
-        for other in [*packages, *_imported(found[name], package)]:
+        for other in [*packages, *_imported(files[name], package)]:
             top = other.partition(".")[0]
-            same = top == project or (root is not None and _root(top) == root)
-            if other not in seen and same and top != "normbench":
-                seen.add(other)
-                waiting.append(other)
-    return found
+            is_same_project = top == project or (root is not None and _root(top) == root)
+            if other not in seen_names and is_same_project and top != "normbench":
+                seen_names.add(other)
+                stack.append(other)
+    return files
 
 
 def _imported(file: Path, package: str) -> Iterator[str]:
@@ -362,12 +362,12 @@ def _imported(file: Path, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            above = (
+            parents = (
                 package.split(".")[: max(package.count(".") + 2 - node.level, 0)]
                 if node.level
                 else []
             )
-            name = ".".join([*above, *([node.module] if node.module else [])])
+            name = ".".join([*parents, *([node.module] if node.module else [])])
             if name:
                 yield name
                 yield from (f"{name}.{alias.name}" for alias in node.names)
@@ -397,9 +397,9 @@ def _root(top: str) -> Path | None:
     file = Path(spec.origin).resolve()
     folder = file.parent.parent if spec.submodule_search_locations is not None else file.parent
     paths = sysconfig.get_paths()
-    installed = [Path(paths[key]).resolve() for key in ("stdlib", "platstdlib", "purelib")]
+    libraries = [Path(paths[key]).resolve() for key in ("stdlib", "platstdlib", "purelib")]
     in_packages = {"site-packages", "dist-packages"} & set(folder.parts)
-    return None if in_packages or any(map(folder.is_relative_to, installed)) else folder
+    return None if in_packages or any(map(folder.is_relative_to, libraries)) else folder
 
 
 def _bytes(file: Path) -> bytes:

@@ -206,8 +206,8 @@ def sealed(name: str, value: Mapping[str, Any], others: Mapping[str, str]) -> di
         value: The record, of JSON types only.
         others: The checksums of other files, by name.
     """
-    whole = {**value, SEALS: dict(others)}
-    return {**value, SEALS: {**others, name: _digest_of(whole)}}
+    content = {**value, SEALS: dict(others)}
+    return {**value, SEALS: {**others, name: _digest_of(content)}}
 
 
 def unsealed(name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str] | None]:
@@ -221,10 +221,10 @@ def unsealed(name: str, value: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     if seals is None:
         return value, None
     mapping(text())(seals, SEALS)
-    others = {file: seal for file, seal in seals.items() if file != name}
-    if seals.get(name) != _digest_of({**value, SEALS: others}):
+    other_seals = {file: seal for file, seal in seals.items() if file != name}
+    if seals.get(name) != _digest_of({**value, SEALS: other_seals}):
         raise Mismatch("damaged: its content does not match its checksum")
-    return value, others
+    return value, other_seals
 
 
 def sealed_line(value: Mapping[str, Any], before: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -234,8 +234,8 @@ def sealed_line(value: Mapping[str, Any], before: Mapping[str, Any] | None) -> d
         value: The record, of JSON types only.
         before: The previous line; None for the first line.
     """
-    chained = {**value, LINE_SEAL: (before or {}).get(LINE_SEAL)}
-    return {**value, LINE_SEAL: _digest_of(chained)}
+    content = {**value, LINE_SEAL: (before or {}).get(LINE_SEAL)}
+    return {**value, LINE_SEAL: _digest_of(content)}
 
 
 def unsealed_diagnoses(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -251,8 +251,8 @@ def unsealed_diagnoses(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
             (DIAGNOSIS if LINE_SEAL in line else _OLD_DIAGNOSIS)(value, "")
         except Mismatch as error:
             raise Mismatch(f"line {count}: {error}") from None
-        before = lines[count - 2] if count > 1 else None
-        if LINE_SEAL in line and line != sealed_line(value, before):
+        previous = lines[count - 2] if count > 1 else None
+        if LINE_SEAL in line and line != sealed_line(value, previous):
             raise Mismatch(
                 f"line {count} does not match its checksum: it or an earlier line is damaged"
             )
@@ -280,12 +280,12 @@ def check_agreement(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]
     if summary["status"] == "finished" and "test_acc" not in summary:
         raise Mismatch("summary.json lacks test_acc")
     last = rows[-1] if rows else {}
-    for ours, theirs in (
+    for name, row_name in (
         ("epochs", "epoch"),
         ("steps", "step"),
         *((key, key) for key in ("images_seen", "train_loss", "train_acc", "val_loss", "val_acc")),
     ):
-        if ours in summary and summary[ours] is not None and summary[ours] != last.get(theirs):
+        if name in summary and summary[name] is not None and summary[name] != last.get(row_name):
             raise Mismatch(
-                f"its last {theirs} is {last.get(theirs)}, summary.json says {summary[ours]}"
+                f"its last {row_name} is {last.get(row_name)}, summary.json says {summary[name]}"
             )

@@ -190,10 +190,10 @@ class Run:
             self._check_config(data, seals)
             self._check_name(meta.get("signature"), "meta.json")
             if (self.path / "summary.json").is_file():
-                ended = self._check_end(seals)
-                if ended is None:  # another process has just removed it: check again
+                outcome = self._check_end(seals)
+                if outcome is None:  # another process has just removed it: check again
                     continue
-                return ended
+                return outcome
             if runlock.is_held(self.path / "lock"):
                 return "running"
             # The owner may have ended the run after meta.json was read but before the lock was
@@ -220,11 +220,11 @@ class Run:
     ) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
         """Return a record and its checksums of other files, each None if missing."""
         path = self.path / name
-        whole = files.read_json(path)
-        if whole is None:
+        content = files.read_json(path)
+        if content is None:
             return None, None
         try:
-            value, seals = records.unsealed(name, whole)
+            value, seals = records.unsealed(name, content)
             check(value, "")
         except schema.Mismatch as error:
             raise files.damaged(path, error) from error
@@ -271,9 +271,9 @@ class Run:
 
     def _check_name(self, signature: str | None, name: str) -> None:
         """Check that a file has the same signature as the folder's name, if both have one."""
-        named = _SIGNATURE.search(self.name)
-        if named and signature is not None and signature != named.group(1):
-            reason = f"its signature is {signature!r}, the folder's is {named.group(1)!r}"
+        match = _SIGNATURE.search(self.name)
+        if match and signature is not None and signature != match.group(1):
+            reason = f"its signature is {signature!r}, the folder's is {match.group(1)!r}"
             raise files.damaged(self.path / name, reason)
 
     def _check_end(
@@ -289,11 +289,11 @@ class Run:
             return None
         # The same version wrote both files, so either both have checksums or neither has. Otherwise
         # a damaged key "checksums" would pass for a file of an earlier version.
-        for name, ours, theirs in (
+        for name, own_seals, other_seals in (
             ("summary.json", seals, meta_seals),
             ("meta.json", meta_seals, seals),
         ):
-            if ours is None and theirs is not None:
+            if own_seals is None and other_seals is not None:
                 raise files.damaged(self.path / name, "damaged: its checksums are missing")
         path = self.path / "metrics.jsonl"
         data = files.read_bytes(path) or b""
@@ -344,10 +344,10 @@ class Run:
     def _locked(self, command: Sequence[str]) -> Iterator[dict[str, Any] | None]:
         self._make(self.path)
         activity = f"run {self.name} is being trained"
-        with runlock.locked(self.path / "lock", activity, command) as died:
+        with runlock.locked(self.path / "lock", activity, command) as dead_owner:
             files.sweep_temporary(self.path)
             files.sweep_temporary(self.path / "checkpoint")
-            yield died
+            yield dead_owner
 
     def _make(self, folder: Path) -> None:
         try:
@@ -378,25 +378,25 @@ class Run:
         path = self.path / "config.yaml"
         data = files.read_bytes(path)
         if data is not None:
-            present = self._parsed_config(data).get("signature")
-            if present != signature:
+            old_signature = self._parsed_config(data).get("signature")
+            if old_signature != signature:
                 raise StoreError(
-                    f"{self.path} has a run with signature {present!r}, not {signature!r}: "
+                    f"{self.path} has a run with signature {old_signature!r}, not {signature!r}: "
                     "move it away or use another store"
                 )
         if data is not None and (self.path / "meta.json").is_file():
             self._check_config(data, self._read_meta()[1])
         else:  # config.yaml is written first: without meta.json, the run has not begun
-            whole = {
+            tree = {
                 **config,
                 "signature": signature,
                 "schema": config.get("schema", meta.get("schema", SCHEMA)),
             }
             try:
-                schema.sound(whole)
+                schema.sound(tree)
             except schema.Mismatch as error:
                 raise UserError(f"this config cannot be recorded: {error}") from error
-            data = yaml.safe_dump(whole, sort_keys=False, allow_unicode=True).encode()
+            data = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode()
             files.write_bytes(path, data)
         seals = {"config.yaml": records.digest(data)}
         self._write_json("meta.json", {"signature": signature, "schema": SCHEMA, **meta}, seals)
@@ -462,13 +462,13 @@ class Run:
     def move_aside(self, why: str) -> Path:
         """Rename the folder as `set_aside` does; the caller holds the lock."""
         stem = f".{self.name}.{why}-{utc_now().replace(':', '')}"
-        asides = (self.path.with_name(stem + (f"-{n}" if n else "")) for n in itertools.count())
-        aside = next(path for path in asides if not path.exists())
+        targets = (self.path.with_name(stem + (f"-{n}" if n else "")) for n in itertools.count())
+        target = next(path for path in targets if not path.exists())
         try:
-            self.path.rename(aside)
+            self.path.rename(target)
         except OSError as error:
             raise StoreError(f"cannot set {self.path} aside: {error.strerror or error}") from error
-        return aside
+        return target
 
     def reset(self) -> None:
         """Remove all results, so that the run starts over; the caller holds the lock.
@@ -517,10 +517,10 @@ class Run:
         """
         path = self.path / "metrics.jsonl"
         last = files.last_line(path, records.EPOCH)
-        before = 0 if last is None else last["epoch"]
-        if row["epoch"] != before + 1:
+        last_epoch = 0 if last is None else last["epoch"]
+        if row["epoch"] != last_epoch + 1:
             raise StoreError(
-                f"cannot append epoch {row['epoch']} to {path}: its last epoch is {before}"
+                f"cannot append epoch {row['epoch']} to {path}: its last epoch is {last_epoch}"
             )
         files.append_line(path, files.jsonable(dict(row)))
 
@@ -621,15 +621,15 @@ class Run:
         """
         from normbench.store import checkpoint as checkpointfile
 
-        loaded = self._checked(best, checkpointfile.load(self._checkpoint(best), arrays=False))
-        return None if loaded is None else loaded[1]
+        contents = self._checked(best, checkpointfile.load(self._checkpoint(best), arrays=False))
+        return None if contents is None else contents[1]
 
     def _checked(
-        self, best: bool, loaded: tuple[dict[str, np.ndarray], dict[str, Any]] | None
+        self, best: bool, contents: tuple[dict[str, np.ndarray], dict[str, Any]] | None
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         try:
-            if loaded is not None:
-                records.CHECKPOINT(loaded[1], "")
+            if contents is not None:
+                records.CHECKPOINT(contents[1], "")
         except schema.Mismatch as error:
             raise files.damaged(self._checkpoint(best), error) from error
-        return loaded
+        return contents

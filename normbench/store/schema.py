@@ -148,7 +148,7 @@ def record(
         others: Check of the values of all other keys; None forbids other keys.
         null: Also allow None.
     """
-    known = {**required, **(optional or {})}
+    checks = {**required, **(optional or {})}
     a_mapping = mapping(null=null)
 
     def check(value: Any, position: str) -> None:
@@ -160,7 +160,7 @@ def record(
             if key not in value:
                 raise Mismatch(f"{prefix}{key} is missing")
         for key, element in value.items():
-            check_element = known.get(key, others)
+            check_element = checks.get(key, others)
             if check_element is None:
                 raise Mismatch(f"{prefix}{key} is an unknown key")
             check_element(element, f"{prefix}{key}")
@@ -221,8 +221,8 @@ def check_version(value: Mapping[str, Any], known: int) -> None:
     Raises:
         Mismatch: A newer normbench wrote it.
     """
-    if (found := value.get("schema", known)) != known:
-        raise Mismatch(f"its schema is {found!r}, but this version of normbench reads {known}")
+    if (version := value.get("schema", known)) != known:
+        raise Mismatch(f"its schema is {version!r}, but this version of normbench reads {known}")
 
 
 def parse_record(data: bytes, check: Check | None = None) -> dict[str, Any]:

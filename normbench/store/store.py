@@ -91,8 +91,8 @@ class Store:
 
     def runs(self) -> list[Run]:
         """Return the runs that exist, sorted by name, without opening any of their files."""
-        found = (Run(self.root / entry.name) for entry in self._entries() if entry.is_dir())
-        return [run for run in found if run.exists]
+        runs = (Run(self.root / entry.name) for entry in self._entries() if entry.is_dir())
+        return [run for run in runs if run.exists]
 
     def foreign(self) -> list[tuple[Path, str]]:
         """Return the entries of the store that are not runs, each with the reason.
@@ -101,15 +101,15 @@ class Store:
         ``verification.json`` are left out, because they belong in a store; so is a run that another
         process has locked in order to create it.
         """
-        found: list[tuple[Path, str]] = []
+        entries: list[tuple[Path, str]] = []
         for entry in self._entries():
             run = Run(self.root / entry.name)
             if entry.is_dir():
                 if not run.exists and not runlock.is_held(run.path / "lock"):
-                    found.append((run.path, self._why_foreign(run.path)))
+                    entries.append((run.path, self._why_foreign(run.path)))
             elif not entry.name.upper().startswith("README"):
-                found.append((run.path, "a file, not a run folder"))
-        return found
+                entries.append((run.path, "a file, not a run folder"))
+        return entries
 
     @staticmethod
     def _why_foreign(path: Path) -> str:
@@ -134,13 +134,13 @@ class Store:
             if path.parent.resolve() == self.root.resolve():
                 name = path.name
         runs = self.runs()
-        found = named([run.name for run in runs], name)
-        if len(found) == 1:
-            return self.run(found[0])
-        if found:
-            shown = ", ".join(found[:4])
-            more = f", and {len(found) - 4} more" if len(found) > 4 else ""
-            raise UserError(f"run {text!r} could be any of {len(found)}: {shown}{more}")
+        matches = named([run.name for run in runs], name)
+        if len(matches) == 1:
+            return self.run(matches[0])
+        if matches:
+            names = ", ".join(matches[:4])
+            suffix = f", and {len(matches) - 4} more" if len(matches) > 4 else ""
+            raise UserError(f"run {text!r} could be any of {len(matches)}: {names}{suffix}")
         if not runs:
             raise UserError(f"unknown run {text!r}: the store {self.root} has no runs")
         close = nearest(name, [run.name for run in runs])
@@ -162,8 +162,8 @@ def named(names: Sequence[str], text: str) -> list[str]:
         lambda name: signatures[name] == text,
         lambda name: name.startswith(text) or signatures[name].startswith(text),
     ):
-        if found := [name for name in names if matches(name)]:
-            return found
+        if result := [name for name in names if matches(name)]:
+            return result
     return []
 
 

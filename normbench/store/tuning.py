@@ -281,46 +281,50 @@ def combined(records: Sequence[Tuning]) -> StoreTuning:
     for tuning in records:
         for cell in tuning.cells:
             by_cell.setdefault(cell.identity, []).append(cell)
-    merged = [_merged(cells) for cells in by_cell.values()]
-    final = {name for cell in merged for name in cell.final}
-    listed = {trial.run for cells in by_cell.values() for cell in cells for trial in cell.trials}
-    trials = frozenset(listed - final)
-    cells = tuple(_without(cell, final | trials) for cell in merged)
-    superseded = frozenset(name for cell in cells for old in cell.superseded for name in old.runs)
-    return StoreTuning(cells, trials, superseded)
+    merged_cells = [_merged(cells) for cells in by_cell.values()]
+    final = {name for cell in merged_cells for name in cell.final}
+    trial_names = {
+        trial.run for cells in by_cell.values() for cell in cells for trial in cell.trials
+    }
+    trials = frozenset(trial_names - final)
+    cells = tuple(_without(cell, final | trials) for cell in merged_cells)
+    superseded_names = frozenset(
+        name for cell in cells for entry in cell.superseded for name in entry.runs
+    )
+    return StoreTuning(cells, trials, superseded_names)
 
 
 def _merged(records: Sequence[TunedCell]) -> TunedCell:
     """Return the last record of a cell with a choice, with the final runs of all records."""
-    decided = [cell for cell in records if cell.chosen is not None]
-    if not decided:
+    decided_cells = [cell for cell in records if cell.chosen is not None]
+    if not decided_cells:
         return records[-1]
-    last = decided[-1]
-    same = dict.fromkeys(
-        name for cell in decided if cell.chosen == last.chosen for name in cell.final
+    last = decided_cells[-1]
+    final_names = dict.fromkeys(
+        name for cell in decided_cells if cell.chosen == last.chosen for name in cell.final
     )
-    others: dict[str, tuple[dict[str, Any], dict[str, None]]] = {}
-    for cell in decided:
+    other_choices: dict[str, tuple[dict[str, Any], dict[str, None]]] = {}
+    for cell in decided_cells:
         if cell.chosen is not None and cell.chosen != last.chosen:
-            _, names = others.setdefault(repr(cell.chosen), (cell.chosen, {}))
+            _, names = other_choices.setdefault(repr(cell.chosen), (cell.chosen, {}))
             names.update(dict.fromkeys(cell.final))
-    superseded = tuple(Superseded(values, tuple(names)) for values, names in others.values())
-    return replace(last, final=tuple(same), superseded=superseded)
+    entries = tuple(Superseded(values, tuple(names)) for values, names in other_choices.values())
+    return replace(last, final=tuple(final_names), superseded=entries)
 
 
 def _without(cell: TunedCell, names: Set[str]) -> TunedCell:
     """Return a cell without those of its superseded runs that are among ``names``."""
-    remaining = [
-        replace(old, runs=tuple(name for name in old.runs if name not in names))
-        for old in cell.superseded
+    entries = [
+        replace(entry, runs=tuple(name for name in entry.runs if name not in names))
+        for entry in cell.superseded
     ]
-    return replace(cell, superseded=tuple(old for old in remaining if old.runs))
+    return replace(cell, superseded=tuple(entry for entry in entries if entry.runs))
 
 
 def _cell(tree: Mapping[str, Any], shared: Mapping[str, Any]) -> TunedCell:
-    listed: Sequence[str] = ("values", "added", "means", "final")
-    known = {key: tree[key] for key in TunedCell.__dataclass_fields__ if key in tree}
-    known |= {key: tuple(tree[key]) for key in listed}
+    keys: Sequence[str] = ("values", "added", "means", "final")
+    values = {key: tree[key] for key in TunedCell.__dataclass_fields__ if key in tree}
+    values |= {key: tuple(tree[key]) for key in keys}
     fields = Trial.__dataclass_fields__
     trials = tuple(Trial(**{key: trial[key] for key in fields}) for trial in tree["trials"])
-    return TunedCell(**{**known, "trials": trials, **shared})
+    return TunedCell(**{**values, "trials": trials, **shared})

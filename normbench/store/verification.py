@@ -62,11 +62,11 @@ def read(store: Store) -> list[dict[str, Any]]:
         StoreError: The file is damaged, or a newer normbench wrote it.
     """
     path = store.root / NAME
-    whole = files.read_json(path)
-    if whole is None:
+    content = files.read_json(path)
+    if content is None:
         return []
     try:
-        value, seals = records.unsealed(NAME, whole)
+        value, seals = records.unsealed(NAME, content)
         if seals is None:
             raise schema.Mismatch("damaged: its checksum is missing")
         schema.check_version(value, SCHEMA)
@@ -87,8 +87,8 @@ def append(store: Store, verifications: Sequence[Mapping[str, Any]]) -> None:
         StoreError: The file is damaged, or cannot be written.
     """
     value = {"schema": SCHEMA, "verifications": [*read(store), *verifications]}
-    whole = records.sealed(NAME, files.jsonable(files.printable(value)), {})
-    files.write_text(store.root / NAME, files.dumps(whole, indent=1) + "\n")
+    content = records.sealed(NAME, files.jsonable(files.printable(value)), {})
+    files.write_text(store.root / NAME, files.dumps(content, indent=1) + "\n")
 
 
 def set_damaged_aside(store: Store) -> str:
@@ -105,12 +105,12 @@ def set_damaged_aside(store: Store) -> str:
         return ""
     except StoreError as error:
         path = store.root / NAME
-        aside = path.with_name(f".{NAME}.damaged")
+        target = path.with_name(f".{NAME}.damaged")
         try:
-            path.replace(aside)
+            path.replace(target)
         except OSError as refusal:
             raise files.store_error("rename", path, refusal) from refusal
-        return f"{error}: it was renamed to {aside.name}, and a new file is started"
+        return f"{error}: it was renamed to {target.name}, and a new file is started"
 
 
 def newest(store: Store) -> dict[str, dict[str, Any]]:

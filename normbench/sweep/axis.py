@@ -76,8 +76,8 @@ class Span:
         """Return the range as it could be typed."""
         low, high = (repr(limit).removesuffix(".0") for limit in (self.low, self.high))
         if self.log:  # with two whole limits, all values would be whole numbers
-            whole = isinstance(self.low, float) and low.isdigit() and high.isdigit()
-            return f"log({low}.0,{high}.0)" if whole else f"log({low},{high})"
+            is_integer = isinstance(self.low, float) and low.isdigit() and high.isdigit()
+            return f"log({low}.0,{high}.0)" if is_integer else f"log({low},{high})"
         text = f"interval({low},{high})"
         return f"int({text})" if self.whole else text
 
@@ -135,27 +135,27 @@ class Axis:
         if (count > 1 or values[0] <= 0) and all(
             math.isclose(b - a, difference, rel_tol=1e-6) for a, b in pairs
         ):
-            following = last + sign * difference
-            if abs(following) < 1e-9 * abs(difference):
-                following = 0.0  # 0.1 - (0.3 - 0.1) / 2 is 1e-17
+            next_value = last + sign * difference
+            if abs(next_value) < 1e-9 * abs(difference):
+                next_value = 0.0  # 0.1 - (0.3 - 0.1) / 2 is 1e-17
         elif values[0] > 0:
             ratio = (values[-1] / values[0]) ** (1 / count)
             if not all(math.isclose(b / a, ratio, rel_tol=0.02) for a, b in pairs):
                 return None
-            following = last * ratio**sign
+            next_value = last * ratio**sign
         else:
             return None
         if all(isinstance(value, int) for value in values):
-            following = round(following)  # below the smallest value, a ratio gives fractions
+            next_value = round(next_value)  # below the smallest value, a ratio gives fractions
         else:
-            following = rounded(following)
-        if (values[0] > 0 and following <= 0) or (values[-1] < 0 and following >= 0):
+            next_value = rounded(next_value)
+        if (values[0] > 0 and next_value <= 0) or (values[-1] < 0 and next_value >= 0):
             return None
-        return None if following in values else following
+        return None if next_value in values else next_value
 
     def add(self, value: float) -> None:
         """Insert a number into the sorted list."""
-        index = sum(before < value for before in self.values)
+        index = sum(other < value for other in self.values)
         self.values.insert(index, value)
         self.overrides.insert(index, parse([f"{self.key}={value!r}"])[0])
 
@@ -173,13 +173,13 @@ def axes_of(texts: Sequence[str], groups: dict[str, list[str]]) -> list[Axis]:
     """
     axes: dict[str, Axis] = {}
     for override in parse(texts):
-        key, typed = str(override.key_or_group), override.typed
+        key, text = str(override.key_or_group), override.typed
         if override.is_delete() or override.is_add():
-            raise UserError(f"--tune {typed}: write {key}=VALUE,VALUE")
+            raise UserError(f"--tune {text}: write {key}=VALUE,VALUE")
         group = "dataset" if key.startswith("dataset.") else key
-        why = _SENSELESS.get(group, "")
-        if why:
-            raise UserError(f"--tune {typed}: {key} cannot be tuned: {why}")
+        reason = _SENSELESS.get(group, "")
+        if reason:
+            raise UserError(f"--tune {text}: {key} cannot be tuned: {reason}")
         if key in axes:
             raise UserError(f"--tune names {key} twice: write its values in one list")
         span = _span(override)
@@ -194,7 +194,7 @@ def axes_of(texts: Sequence[str], groups: dict[str, list[str]]) -> list[Axis]:
                 axis.values.append(value)
         if len(axis.values) < 2:
             raise UserError(
-                f"--tune {typed}: one value leaves nothing to choose; write several values, or "
+                f"--tune {text}: one value leaves nothing to choose; write several values, or "
                 f"{key}={axis.values[0]} without --tune"
             )
         if axis.numeric:
@@ -235,26 +235,26 @@ def lists_without(
     """
     if experiment is None:
         return list(lists)
-    tuned = {str(override.key_or_group) for override in parse(keys)}
-    texts: dict[str, set[str]] = {key: set() for key in tuned}
+    tuned_keys = {str(override.key_or_group) for override in parse(keys)}
+    texts: dict[str, set[str]] = {key: set() for key in tuned_keys}
     for overrides in lists:
         for override in parse(overrides):
-            if str(override.key_or_group) in tuned:
-                swept = override.is_sweep_override()
-                texts[str(override.key_or_group)] |= {override.typed, *(["several"] * swept)}
-    dropped = {key for key, found in texts.items() if len(found) == 1}
+            if str(override.key_or_group) in tuned_keys:
+                is_sweep = override.is_sweep_override()
+                texts[str(override.key_or_group)] |= {override.typed, *(["several"] * is_sweep)}
+    dropped_keys = {key for key, key_texts in texts.items() if len(key_texts) == 1}
     return [
-        [o.typed for o in parse(overrides) if str(o.key_or_group) not in dropped]
+        [o.typed for o in parse(overrides) if str(o.key_or_group) not in dropped_keys]
         for overrides in lists
     ]
 
 
 def refuse_in_grid(axes: Sequence[Axis], lists: Sequence[Sequence[str]]) -> None:
     """Refuse a tuned key that the grid's lists of overrides set, too."""
-    tuned = {axis.key for axis in axes}
+    tuned_keys = {axis.key for axis in axes}
     for overrides in lists:
         for override in parse(overrides):
-            if str(override.key_or_group) in tuned:
+            if str(override.key_or_group) in tuned_keys:
                 raise UserError(
                     f"{override.typed!r} and --tune {override.key_or_group}=… set the same key: "
                     "put it in the grid or tune it, not both"

@@ -69,14 +69,14 @@ def train_cell(order: Mapping[str, Any], observer: Observer, warm: WarmState) ->
     Raises:
         KeyboardInterrupt: The run was interrupted; it can be resumed.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     config, store = Config.from_dict(order["config"]), Store(order["store"])
     run, command = store.run(config), order["command"]
 
     def ended(
         result: Result, cause: Cause = "", error: str = "", log: tuple[str, ...] = ()
     ) -> CellResult:
-        return CellResult(result, cause, error, log, time.monotonic() - began)
+        return CellResult(result, cause, error, log, time.monotonic() - start)
 
     try:
         if order["replace_damaged"]:
@@ -87,7 +87,7 @@ def train_cell(order: Mapping[str, Any], observer: Observer, warm: WarmState) ->
 
         if not warm.has_loop_for(config):
             warm.drop_loop()
-        trained = train(
+        outcome = train(
             config,
             store,
             observer=observer,
@@ -103,9 +103,9 @@ def train_cell(order: Mapping[str, Any], observer: Observer, warm: WarmState) ->
         cause = cause_of(error)
         log = () if cause == "refused" else log_of(run)
         return ended("failed", cause, reason(error), log)
-    if not trained.trained:
+    if not outcome.trained:
         return ended("skipped")
-    return ended("diverged" if trained.summary["status"] == "diverged" else "trained")
+    return ended("diverged" if outcome.summary["status"] == "diverged" else "trained")
 
 
 def set_damaged_aside(run: Run, command: Sequence[str]) -> bool:

@@ -68,8 +68,10 @@ class Experiment:
         """
         if scale != FULL and scale not in self.scales:
             raise unknown(f"scale of {self.name}", scale, [FULL, *self.scales])
-        smaller = self.scales.get(scale, ())
-        return [_merged([self.overrides, variant, smaller, typed]) for variant in self.variants]
+        scale_overrides = self.scales.get(scale, ())
+        return [
+            _merged([self.overrides, variant, scale_overrides, typed]) for variant in self.variants
+        ]
 
 
 def unfold(
@@ -86,7 +88,7 @@ def unfold(
     """
     names: list[str] = []
     scale: str | None = None
-    others: list[str] = []
+    other_overrides: list[str] = []
     for override in parse(overrides):
         key = override.key_or_group
         if key == "experiment":
@@ -94,15 +96,15 @@ def unfold(
         elif key == "scale":
             scale = str(override.value())
         else:
-            others.append(str(override.input_line))
+            other_overrides.append(str(override.input_line))
     if not names:
         if scale is not None:
             raise UserError(f"scale={scale} needs an experiment: +experiment=NAME scale={scale}")
-        return None, [others]
+        return None, [other_overrides]
     if len(names) > 1:
         raise UserError(f"one experiment at a time, not {' and '.join(names)}")
     experiment = load(names[0], config_dir)
-    return experiment, experiment.unfolded(scale or FULL, others)
+    return experiment, experiment.unfolded(scale or FULL, other_overrides)
 
 
 def load(name: str, config_dir: str | Path | None = None) -> Experiment:
@@ -169,25 +171,27 @@ def _tuning(file: Path, tree: Mapping[str, Any]) -> dict[str, Any]:
             f"{file}: tune must map keys to their values, "
             "such as tune: {optimizer.lr: [0.05, 0.1]}"
         )
-    found: dict[str, Any] = {"tune": tuple(_axis(file, str(key), axes[key]) for key in axes)}
+    options: dict[str, Any] = {"tune": tuple(_axis(file, str(key), axes[key]) for key in axes)}
     if "tune_seeds" in tree:
         seeds = tree["tune_seeds"]
-        listed = seeds if isinstance(seeds, list) else [seeds]
-        if not listed or not all(isinstance(seed, str) or _is_count(seed, 0) for seed in listed):
+        seed_list = seeds if isinstance(seeds, list) else [seeds]
+        if not seed_list or not all(
+            isinstance(seed, str) or _is_count(seed, 0) for seed in seed_list
+        ):
             raise UserError(f"{file}: tune_seeds must be seeds such as [1000, 1001], not {seeds!r}")
-        found["tune_seeds"] = ",".join(map(str, listed))
+        options["tune_seeds"] = ",".join(map(str, seed_list))
     if "sampler" in tree:
         if not isinstance(tree["sampler"], str):
             raise UserError(f"{file}: sampler must be a name such as tpe, not {tree['sampler']!r}")
-        found["sampler"] = tree["sampler"]
+        options["sampler"] = tree["sampler"]
     for key, least in (("tune_epochs", 1), ("extend", 0), ("trials", 2)):
         if key in tree:
             if not _is_count(tree[key], least):
                 raise UserError(
                     f"{file}: {key} must be a whole number of at least {least}, not {tree[key]!r}"
                 )
-            found[key] = tree[key]
-    return found
+            options[key] = tree[key]
+    return options
 
 
 def _axis(file: Path, key: str, values: Any) -> str:
@@ -232,8 +236,8 @@ def _texts(file: Path, key: str, value: Any) -> tuple[str, ...]:
 
 def _merged(lists: Sequence[Sequence[str]]) -> list[str]:
     """Join lists of overrides; a later override of a key replaces an earlier one."""
-    merged: dict[str, str] = {}
+    by_key: dict[str, str] = {}
     for overrides in lists:
         for override in parse(overrides):
-            merged[str(override.key_or_group)] = str(override.input_line)
-    return list(merged.values())
+            by_key[str(override.key_or_group)] = str(override.input_line)
+    return list(by_key.values())

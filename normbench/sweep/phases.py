@@ -182,24 +182,24 @@ class Phases:
         if not planned.todo:
             return planned
         with self.view.checking(len(planned.todo)):
-            found = problems(planned.todo, self.store, self._executor.check, self._checked)
-        return planned.without(found)
+            reasons = problems(planned.todo, self.store, self._executor.check, self._checked)
+        return planned.without(reasons)
 
     def refuse_invalid(self, planned: SweepPlan) -> None:
         """List the cells that cannot be trained, and refuse the plan unless they are skipped.
 
         If no cell can be trained, all for the same reason, that reason is the error.
         """
-        invalid = planned.of_state("invalid")
-        runs = counted(len(invalid), "run")
-        reasons = {cell.reason for cell in invalid}
+        invalid_cells = planned.of_state("invalid")
+        runs = counted(len(invalid_cells), "run")
+        reasons = {cell.reason for cell in invalid_cells}
         if len(reasons) == 1 and not planned.todo and not self._skip_invalid:
             raise UserError(f"{runs} cannot be trained: {reasons.pop()}")
-        for cell in invalid[:LISTED]:
+        for cell in invalid_cells[:LISTED]:
             self.view.line(f"invalid      {planned.described(cell.name)}  {cell.reason}")
-        if len(invalid) > LISTED:
-            self.view.line(f"invalid      and {len(invalid) - LISTED} more")
-        if invalid and not self._skip_invalid:
+        if len(invalid_cells) > LISTED:
+            self.view.line(f"invalid      and {len(invalid_cells) - LISTED} more")
+        if invalid_cells and not self._skip_invalid:
             raise UserError(f"{runs} cannot be trained: --skip-invalid trains the others")
 
     def record(self, planned: SweepPlan) -> Record:
@@ -243,8 +243,8 @@ class Phases:
         assert record is not None
         prefix = f"{title}: " if title else ""
         estimate = planned.estimate(len(self.slots))
-        where = ", ".join(self.slots)
-        self.view.phase(f"{prefix}{planned.counted()}; {estimate}, on {where}", metric)
+        slot_names = ", ".join(self.slots)
+        self.view.phase(f"{prefix}{planned.counted()}; {estimate}, on {slot_names}", metric)
         context = SweepContext(
             self.store, self.command, record.path, self.retry_failed, tuned or {}
         )
@@ -264,8 +264,8 @@ class Phases:
         record, result = self.result.record, self.result
         if record is None:
             return
-        failed = result.failed or result.undecided
-        outcome = "interrupted" if result.interrupted else "failed" if failed else "complete"
+        has_failed = result.failed or result.undecided
+        outcome = "interrupted" if result.interrupted else "failed" if has_failed else "complete"
         try_to_record(lambda: record.close(outcome), self.view)
 
 

@@ -73,14 +73,14 @@ class SweepPlan:
     @property
     def counts(self) -> dict[str, int]:
         """Number of cells in each state that occurs."""
-        counted = Counter(cell.state for cell in self.cells)
-        return {state: counted[state] for state in STATES if counted[state]}
+        state_counts = Counter(cell.state for cell in self.cells)
+        return {state: state_counts[state] for state in STATES if state_counts[state]}
 
     @cached_property
     def differs(self) -> list[str]:
         """For each cell, its values of differing keys that names do not show."""
-        found = differences([cell.config.to_dict() for cell in self.cells])
-        return [as_overrides(difference) for difference in found]
+        diffs = differences([cell.config.to_dict() for cell in self.cells])
+        return [as_overrides(difference) for difference in diffs]
 
     def described(self, name: str) -> str:
         """Return the name of a cell followed by its values of the keys in which cells differ."""
@@ -111,19 +111,19 @@ class SweepPlan:
             The seconds for the cells with an estimate, distributed over the slots; and the number
             of cells without one.
         """
-        known = [cell.seconds for cell in self.todo if cell.seconds is not None]
-        total = max([sum(known) / max(slots, 1), *known], default=0.0)
-        return total, len(self.todo) - len(known)
+        durations = [cell.seconds for cell in self.todo if cell.seconds is not None]
+        total = max([sum(durations) / max(slots, 1), *durations], default=0.0)
+        return total, len(self.todo) - len(durations)
 
     def estimate(self, slots: int) -> str:
         """Describe how long the sweep may take."""
-        seconds, unknown = self.seconds(slots)
+        seconds, unknown_count = self.seconds(slots)
         if not self.todo:
             return "nothing to train"
         if not seconds:
             return "duration unknown (no similar run in the store)"
-        more = f", and {unknown} of unknown length" if unknown else ""
-        return f"about {duration(seconds)}{more}"
+        suffix = f", and {unknown_count} of unknown length" if unknown_count else ""
+        return f"about {duration(seconds)}{suffix}"
 
     def counted(self, results: Mapping[str, CellResult] | None = None) -> str:
         """Count the runs in one line: started ones by result, the others by state.
@@ -132,11 +132,11 @@ class SweepPlan:
             results: Results of cells by name.
         """
         results = results or {}
-        ended = Counter(result.result for result in results.values())
+        outcomes = Counter(result.result for result in results.values())
         states = Counter(cell.state for cell in self.cells if cell.name not in results)
-        ended["skipped"] += states.pop("finished", 0) + states.pop("diverged", 0)
+        outcomes["skipped"] += states.pop("finished", 0) + states.pop("diverged", 0)
         words = {"missing": "to train", "interrupted": "to resume"}
-        counts = [f"{ended[result]} {result}" for result in RESULTS if ended[result]]
+        counts = [f"{outcomes[result]} {result}" for result in RESULTS if outcomes[result]]
         counts += [f"{number} {words.get(state, state)}" for state, number in states.items()]
         return f"{counted(len(self.cells), 'run')}: " + ", ".join(counts)
 
@@ -217,20 +217,21 @@ def other_versions(cells: Iterable[PlannedCell], store: Store, now: Mapping[str,
     complete = [cell for cell in cells if cell.state in ("finished", "diverged")]
     commits: Counter[str] = Counter()
     versions: Counter[tuple[str, str]] = Counter()
-    here = _commit(now.get("git"))
+    current = _commit(now.get("git"))
     for cell in complete:
         meta = store.run(cell.name).meta or {}
-        if _commit(meta.get("git")) != here:
+        if _commit(meta.get("git")) != current:
             commits[_commit(meta.get("git"))] += 1
         for package, number in (meta.get("versions") or {}).items():
             if now["versions"].get(package) not in (number, None):
                 versions[(package, number)] += 1
-    of = f"of {len(complete)} finished cells"
+    scope = f"of {len(complete)} finished cells"
     lines = [
-        f"{count} {of} trained by {commit}, but this is {here}" for commit, count in commits.items()
+        f"{count} {scope} trained by {commit}, but this is {current}"
+        for commit, count in commits.items()
     ]
     return lines + [
-        f"{count} {of} trained with {package} {number}, but this is {now['versions'][package]}"
+        f"{count} {scope} trained with {package} {number}, but this is {now['versions'][package]}"
         for (package, number), count in sorted(versions.items())
     ]
 
@@ -247,26 +248,26 @@ def changed_components(cells: Iterable[PlannedCell], store: Store) -> list[str]:
     """
     complete = [cell for cell in cells if cell.state in ("finished", "diverged")]
     data: dict[str, dict[str, str]] = {}
-    unread: dict[str, None] = {}
-    counted: Counter[str] = Counter()
+    problems: dict[str, None] = {}
+    changes: Counter[str] = Counter()
     for cell in complete:
-        now = own_code(vars(cell.config))
+        current = own_code(vars(cell.config))
         key = json.dumps(cell.config.dataset, sort_keys=True)
         if key not in data:
             data[key] = {}
             try:
                 data[key] = own_data(cell.config.dataset)
             except Exception as error:  # the user's own code may raise anything
-                unread[f"cannot tell whether the data set has changed: {error}"] = None
-        now |= data[key]
-        if now:
-            recorded = (store.run(cell.name).meta or {}).get("own")
-            counted.update(own_changes(recorded, now))
-    of = f"of {len(complete)} complete cells"
-    changed = [
-        f"{count} {of}: {line} (--again retrains the sweep)" for line, count in counted.items()
+                problems[f"cannot tell whether the data set has changed: {error}"] = None
+        current |= data[key]
+        if current:
+            old_code = (store.run(cell.name).meta or {}).get("own")
+            changes.update(own_changes(old_code, current))
+    scope = f"of {len(complete)} complete cells"
+    lines = [
+        f"{count} {scope}: {line} (--again retrains the sweep)" for line, count in changes.items()
     ]
-    return [*changed, *unread]
+    return [*lines, *problems]
 
 
 def _commit(git: Mapping[str, Any] | None) -> str:
@@ -325,19 +326,19 @@ class Speeds:
         return None
 
     def _speed(self, config: Config, kind: str, batch: int) -> Speed | None:
-        compared = _compared(config.to_dict())
-        key = repr((kind, batch, compared))
+        settings = _compared(config.to_dict())
+        key = repr((kind, batch, settings))
         if key not in self._speeds:
-            found = []
+            speeds = []
             for name in reversed(self._names[kind][batch]):
-                measured = self._read(name)
-                if measured is not None and measured[0] == compared:
-                    found.append(measured[1])
-                if len(found) == SAMPLE:
+                entry = self._read(name)
+                if entry is not None and entry[0] == settings:
+                    speeds.append(entry[1])
+                if len(speeds) == SAMPLE:
                     break
             self._speeds[key] = (
-                Speed(median(s.epoch for s in found), median(s.start for s in found))
-                if found
+                Speed(median(s.epoch for s in speeds), median(s.start for s in speeds))
+                if speeds
                 else None
             )
         return self._speeds[key]
@@ -361,7 +362,7 @@ class Speeds:
 def _compared(tree: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of a config that are equal in runs of the same kind."""
     keys = ("dataset", "arch", "norm", "precision", "backend")
-    compared = {key: tree.get(key) for key in keys}
-    if isinstance(dataset := compared["dataset"], Mapping):
-        compared["dataset"] = with_newer_keys(dataset)
-    return compared
+    settings = {key: tree.get(key) for key in keys}
+    if isinstance(dataset := settings["dataset"], Mapping):
+        settings["dataset"] = with_newer_keys(dataset)
+    return settings

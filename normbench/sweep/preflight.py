@@ -50,46 +50,50 @@ def problems(
     """
     known = {} if known is None else known
     keys = {cell.name: _combination(cell.config) for cell in cells}
-    new = [cell for cell in cells if keys[cell.name] not in known]
-    found = _new_problems(new, store, check)
-    known.update({keys[cell.name]: found.get(cell.name, "") for cell in new})
+    new_cells = [cell for cell in cells if keys[cell.name] not in known]
+    reasons = _new_problems(new_cells, store, check)
+    known.update({keys[cell.name]: reasons.get(cell.name, "") for cell in new_cells})
     return {cell.name: known[keys[cell.name]] for cell in cells if known[keys[cell.name]]}
 
 
 def _new_problems(cells: Sequence[PlannedCell], store: Store, check: Check) -> dict[str, str]:
     """Return the reasons, by name of the cells that cannot be trained; nothing is cached yet."""
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     source_problems: dict[str, str] = {}
     for cell in cells:
         problem = _data_problem(cell.config, source_problems)
         if problem:
-            found[cell.name] = problem
-    others = [cell for cell in cells if cell.name not in found]
+            reasons[cell.name] = problem
+    other_cells = [cell for cell in cells if cell.name not in reasons]
     # A run that was started proves nothing if the user's own code may have been edited since, or if
     # the run was started where other libraries are installed.
-    missing = {name for name in {cell.config.backend for cell in others} if not is_installed(name)}
-    doubtful = {
-        _combination(cell.config)
-        for cell in others
-        if cell.config.backend in missing or own_code(vars(cell.config))
+    missing_backends = {
+        name for name in {cell.config.backend for cell in other_cells} if not is_installed(name)
     }
-    begun = {_combination(cell.config) for cell in others if cell.state != "missing"}
-    proven = begun - doubtful
-    unproven: dict[str, Config] = {}
-    for cell in others:
+    doubtful_keys = {
+        _combination(cell.config)
+        for cell in other_cells
+        if cell.config.backend in missing_backends or own_code(vars(cell.config))
+    }
+    run_keys = {_combination(cell.config) for cell in other_cells if cell.state != "missing"}
+    proven_keys = run_keys - doubtful_keys
+    unproven_configs: dict[str, Config] = {}
+    for cell in other_cells:
         key = _combination(cell.config)
-        if key not in proven:
-            unproven.setdefault(key, cell.config)
-    if unproven:
-        proven = _begun_in(store, unproven) - doubtful
-        unproven = {key: config for key, config in unproven.items() if key not in proven}
-    configs = list(unproven.values())
-    answers = dict(zip(unproven, check(configs), strict=True)) if configs else {}
-    for cell in others:
+        if key not in proven_keys:
+            unproven_configs.setdefault(key, cell.config)
+    if unproven_configs:
+        proven_keys = _begun_in(store, unproven_configs) - doubtful_keys
+        unproven_configs = {
+            key: config for key, config in unproven_configs.items() if key not in proven_keys
+        }
+    configs = list(unproven_configs.values())
+    answers = dict(zip(unproven_configs, check(configs), strict=True)) if configs else {}
+    for cell in other_cells:
         problem = answers.get(_combination(cell.config))
         if problem:
-            found[cell.name] = problem
-    return found
+            reasons[cell.name] = problem
+    return reasons
 
 
 def _combination(config: Config) -> str:
@@ -105,18 +109,18 @@ def _begun_in(store: Store, combinations: Mapping[str, Config]) -> set[str]:
     by_name: dict[str, set[str]] = {}
     for key, config in combinations.items():
         by_name.setdefault(_without_seed(config.run_name), set()).add(key)
-    found: set[str] = set()
+    keys: set[str] = set()
     for run in store.runs():
-        if not by_name.get(_without_seed(run.name), set()) - found:
+        if not by_name.get(_without_seed(run.name), set()) - keys:
             continue  # its config need not be read
         try:
             tree = dict(run.config or {})
             for key in ("signature", "schema"):
                 tree.pop(key, None)
-            found.add(_combination(Config.from_dict(tree)))
+            keys.add(_combination(Config.from_dict(tree)))
         except NormbenchError:  # the config is damaged or from an older version
             continue
-    return found
+    return keys
 
 
 def _without_seed(run_name: str) -> str:
@@ -187,7 +191,7 @@ def refusal(config: Config, warm: WarmState, built: dict[str, str], here: bool =
     return built[key]
 
 
-def _build(config: Config, dataset: Any, here: bool) -> None:
+def _build(config: Config, dataset: Any, is_local: bool) -> None:
     """Build a network, and trace its layers in training mode with the shape of a mini-batch.
 
     At first no weights are drawn. Since a layer may need them to be built, the network is built
@@ -202,7 +206,7 @@ def _build(config: Config, dataset: Any, here: bool) -> None:
 
     def build() -> None:
         model = build_model(config, dataset.shape, dataset.classes)
-        if here:
+        if is_local:
             refuse_devices(config)
             refuse_too_large(config, model, backend.on_cpu())
         if config.init:
@@ -247,8 +251,8 @@ def trace_layers(model: keras.Model, batch: int) -> None:
 
     calls: dict[Any, tuple[Any, Any]] = {}
     for layer in layers_within(model):
-        known = type(layer).__module__.partition(".")[0] in ("keras", "normbench")
-        if known and getattr(layer, "per_example", not hasattr(layer, "computed_over")):
+        is_known = type(layer).__module__.partition(".")[0] in ("keras", "normbench")
+        if is_known and getattr(layer, "per_example", not hasattr(layer, "computed_over")):
             continue
         options = {key: value for key, value in layer.get_config().items() if key != "name"}
         for node in calls_of(layer):

@@ -62,8 +62,8 @@ class Record:
         Raises:
             StoreError: The record cannot be written.
         """
-        new = cls(_fresh_folder(store.root / SWEEPS, command))
-        new._write(
+        sweep_record = cls(_fresh_folder(store.root / SWEEPS, command))
+        sweep_record._write(
             {
                 "schema": sweeps.SCHEMA,
                 "started": utc_now(),
@@ -75,7 +75,7 @@ class Record:
                 "cells": _planned_cells(plan),
             }
         )
-        return new
+        return sweep_record
 
     def add(self, plan: SweepPlan) -> None:
         """Add the cells of another phase of the sweep.
@@ -84,9 +84,9 @@ class Record:
             StoreError: The record cannot be read or written.
         """
         head = self.head
-        known = {cell["name"] for cell in head["cells"]}
-        new = [cell for cell in _planned_cells(plan) if cell["name"] not in known]
-        self._write({**head, "cells": [*head["cells"], *new]})
+        old_names = {cell["name"] for cell in head["cells"]}
+        new_cells = [cell for cell in _planned_cells(plan) if cell["name"] not in old_names]
+        self._write({**head, "cells": [*head["cells"], *new_cells]})
 
     @contextlib.contextmanager
     def held(self, command: Sequence[str]) -> Iterator[None]:
@@ -168,20 +168,20 @@ def find(store: Store, name: str | None) -> Record:
     Raises:
         UserError: There is no such record, or there are several.
     """
-    known = records(store)
-    if not known:
+    all_records = records(store)
+    if not all_records:
         raise UserError(f"the store {store.root} has no record of a sweep")
     if name is None:
-        return known[-1]
-    names = [record.name for record in known]
-    found = [n for n in names if n == name] or [n for n in names if n.startswith(name)]
-    if len(found) == 1:
-        return known[names.index(found[0])]
-    if found:
-        raise UserError(f"sweep {name!r} could be any of {', '.join(found)}")
+        return all_records[-1]
+    names = [record.name for record in all_records]
+    matches = [n for n in names if n == name] or [n for n in names if n.startswith(name)]
+    if len(matches) == 1:
+        return all_records[names.index(matches[0])]
+    if matches:
+        raise UserError(f"sweep {name!r} could be any of {', '.join(matches)}")
     close = nearest(name, names)
     hint = f": did you mean {close!r}?" if close else ""
-    raise UserError(f"unknown sweep {name!r}{hint} (the store {store.root} has {len(known)})")
+    raise UserError(f"unknown sweep {name!r}{hint} (the store {store.root} has {len(all_records)})")
 
 
 def _planned_cells(plan: SweepPlan) -> list[dict[str, Any]]:

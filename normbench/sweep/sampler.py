@@ -72,8 +72,8 @@ class Search:
         self._distributions = {axis.key: self._distribution(axis) for axis in axes}
         self._open: list[Any] = []  # Optuna's trials without a result so far
         self.proposals: list[dict[str, Any]] = []
-        ahead = trials if sampler in BLIND else TPE_START if sampler == "tpe" else 1
-        for _ in range(min(ahead, trials)):
+        count = trials if sampler in BLIND else TPE_START if sampler == "tpe" else 1
+        for _ in range(min(count, trials)):
             self._propose()
 
     def advance(self, scores: Sequence[float]) -> bool:
@@ -88,8 +88,8 @@ class Search:
         """
         if len(self.proposals) >= self._trials:
             return False
-        new = scores[len(self.proposals) - len(self._open) :]
-        for trial, score in zip(self._open, new, strict=True):
+        new_scores = scores[len(self.proposals) - len(self._open) :]
+        for trial, score in zip(self._open, new_scores, strict=True):
             self._study.tell(trial, score)
         self._open = []
         self._propose()
@@ -127,9 +127,9 @@ class Search:
         return kind(span.low, span.high, log=span.log)
 
 
-def _value(axis: Axis, sampled: Any) -> Any:
+def _value(axis: Axis, sample: Any) -> Any:
     """Return the value of a tuned key for an index or a number that Optuna sampled."""
-    return axis.values[sampled] if axis.span is None else axis.span.value(sampled)
+    return axis.values[sample] if axis.span is None else axis.span.value(sample)
 
 
 def imported(sampler: str) -> Any:

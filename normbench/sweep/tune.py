@@ -179,14 +179,14 @@ class Tuner:
         refuse_too_many(trials + sum(len(cell.final_seeds) for cell in self.cells))
         self.sampler = self._sample(axes)
         for cell in self.cells:
-            both = sorted(set(cell.final_seeds) & set(self.seeds))
-            if both:
+            seeds = sorted(set(cell.final_seeds) & set(self.seeds))
+            if seeds:
                 raise UserError(
-                    f"seed {both[0]} is both a tuning seed and a final seed: a value looks better "
+                    f"seed {seeds[0]} is both a tuning seed and a final seed: a value looks better "
                     "with the seed that chose it; set other --tune-seeds"
                 )
         trees = [cell.base.to_dict() for cell in self.cells]
-        self._differs = [as_overrides(found) for found in differences(trees)]
+        self._differs = [as_overrides(diff) for diff in differences(trees)]
         for cell in self.cells:
             self.trial_configs(cell)  # an unknown key or a wrong value is refused here
             self._compose_limits(cell)
@@ -315,11 +315,11 @@ class Tuner:
     def _config(
         self, cell: TuningCell, values: Mapping[str, Any], seed: int, epochs: int | None
     ) -> Config:
-        chosen = [axis.override(values[axis.key]) for axis in cell.axes]
+        cell_overrides = [axis.override(values[axis.key]) for axis in cell.axes]
         texts = [f"seed={seed}", *([] if epochs is None else [f"epochs={epochs}"])]
-        key = (id(cell), *(override.input_line for override in chosen), *texts)
+        key = (id(cell), *(override.input_line for override in cell_overrides), *texts)
         if key not in self._configs:
-            overrides = (*cell.overrides, *chosen, *parse(texts))
+            overrides = (*cell.overrides, *cell_overrides, *parse(texts))
             self._configs[key] = compose_parsed(
                 overrides, self._config_dir, self._groups, self._contents
             )
@@ -344,9 +344,11 @@ class Tuner:
             _mean(trials[start : start + len(self.seeds)])
             for start in range(0, len(trials), len(self.seeds))
         )
-        later = self.unproposed(cell)
-        problem, chosen = _choice(trials, means, self.options.metric.higher_is_better, later)
-        values = None if chosen is None else combinations[chosen]
+        unproposed_count = self.unproposed(cell)
+        problem, index = _choice(
+            trials, means, self.options.metric.higher_is_better, unproposed_count
+        )
+        values = None if index is None else combinations[index]
         base = cell.base
         record = TunedCell(
             key=self.key(cell),
@@ -421,17 +423,17 @@ class Tuner:
             True if a value was added to any cell.
         """
         if self.options.sampler is not None:
-            proposed = [self._propose(cell) for cell in self.cells]
-            return any(proposed)
-        grown = False
+            proposals = [self._propose(cell) for cell in self.cells]
+            return any(proposals)
+        has_grown = False
         for cell in self.cells:
             edges = {} if cell.record is None else cell.record.edges
             for axis in cell.axes:
                 edge = edges.get(axis.key)
                 if edge is None or len(cell.added) >= self.options.extend:
                     continue
-                grown |= self._extend(cell, axis, edge, note)
-        return grown
+                has_grown |= self._extend(cell, axis, edge, note)
+        return has_grown
 
     def _propose(self, cell: TuningCell) -> bool:
         """Have the sampler propose the next value if all trials so far have ended."""
@@ -447,7 +449,7 @@ class Tuner:
         if (axis.key, edge) in cell.ended:
             return False
         value = axis.beyond(edge)
-        before = copy.copy(axis.overrides), copy.copy(axis.values)
+        backup = copy.copy(axis.overrides), copy.copy(axis.values)
         if value is not None:
             axis.add(value)
             try:
@@ -456,7 +458,7 @@ class Tuner:
                 return True
             except UserError as error:
                 note(f"{cell.name}: {axis.key} is not extended: {error}")
-                axis.overrides, axis.values = before
+                axis.overrides, axis.values = backup
         cell.ended.add((axis.key, edge))
         return False
 
@@ -504,7 +506,7 @@ class Tuner:
             UserError: The budgets differ.
             StoreError: A record is damaged.
         """
-        mine = {
+        budgets = {
             (c.base.dataset["name"], c.base.arch["name"], c.base.epochs): (
                 self.options.epochs or c.base.epochs
             )
@@ -512,11 +514,11 @@ class Tuner:
         }
         for tuning in tunings(store):
             for cell in tuning.cells:
-                epochs = mine.get((cell.dataset, cell.arch, cell.epochs))
+                epochs = budgets.get((cell.dataset, cell.arch, cell.epochs))
                 if cell.chosen is None or epochs is None:
                     continue
-                theirs = (cell.trial_epochs, sorted(cell.seeds))
-                if theirs != (epochs, sorted(self.seeds)):
+                budget = (cell.trial_epochs, sorted(cell.seeds))
+                if budget != (epochs, sorted(self.seeds)):
                     raise UserError(
                         f"the trials in {store.root} were made with --tune-epochs "
                         f"{cell.trial_epochs} --tune-seeds {_listed(cell.seeds)} (sweep "
@@ -534,7 +536,10 @@ def _mean(trials: Sequence[Trial]) -> float | None:
 
 
 def _choice(
-    trials: Sequence[Trial], means: Sequence[float | None], higher_is_better: bool, later: int
+    trials: Sequence[Trial],
+    means: Sequence[float | None],
+    higher_is_better: bool,
+    unproposed_count: int,
 ) -> tuple[str, int | None]:
     """Choose among combinations of values.
 
@@ -542,32 +547,35 @@ def _choice(
         trials: The trials.
         means: The mean of the metric for each combination.
         higher_is_better: True if a larger mean is better.
-        later: Number of trials yet to be proposed.
+        unproposed_count: Number of trials yet to be proposed.
 
     Returns:
         The reason why nothing is chosen, or an empty string; and the index of the chosen
         combination, or None.
     """
-    failed = [trial for trial in trials if trial.status in ("failed", "unreadable")]
-    waiting = [t for t in trials if t.status in ("missing", "running", "interrupted")]
-    if failed:
-        verb = "has" if len(failed) == 1 else "have"
-        first = failed[0].run
-        return f"{counted(len(failed), 'trial')} {verb} failed, the first is {first}", None
-    if waiting or later:
-        count, of = len(waiting) + later, counted(len(trials) + later, "trial")
-        return f"{count} of {of} to be trained", None
-    eligible = [(index, mean) for index, mean in enumerate(means) if mean is not None]
-    if not eligible:
+    failed_trials = [trial for trial in trials if trial.status in ("failed", "unreadable")]
+    waiting_trials = [t for t in trials if t.status in ("missing", "running", "interrupted")]
+    if failed_trials:
+        verb = "has" if len(failed_trials) == 1 else "have"
+        first = failed_trials[0].run
+        return f"{counted(len(failed_trials), 'trial')} {verb} failed, the first is {first}", None
+    if waiting_trials or unproposed_count:
+        count, total = (
+            len(waiting_trials) + unproposed_count,
+            counted(len(trials) + unproposed_count, "trial"),
+        )
+        return f"{count} of {total} to be trained", None
+    pairs = [(index, mean) for index, mean in enumerate(means) if mean is not None]
+    if not pairs:
         counts = {
             "diverged": sum(trial.status == "diverged" for trial in trials),
             "cannot be trained": sum(trial.status == "invalid" for trial in trials),
             "ended without the metric": sum(trial.status == "finished" for trial in trials),
         }
-        how = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-        return f"no value is left to choose: of {counted(len(trials), 'trial')}, {how}", None
+        text = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+        return f"no value is left to choose: of {counted(len(trials), 'trial')}, {text}", None
     sign = 1 if higher_is_better else -1
-    return "", max(eligible, key=lambda pair: (sign * pair[1], -pair[0]))[0]
+    return "", max(pairs, key=lambda pair: (sign * pair[1], -pair[0]))[0]
 
 
 def _edges(cell: TuningCell, values: Mapping[str, Any]) -> dict[str, str]:
@@ -577,13 +585,13 @@ def _edges(cell: TuningCell, values: Mapping[str, Any]) -> dict[str, str]:
     """
     edges = {}
     for axis in cell.axes:
-        value, tried = values[axis.key], axis.values
+        value, candidates = values[axis.key], axis.values
         if axis.span is not None:
             if not axis.span.at_edge(value):
                 continue
-            tried = sorted(combination[axis.key] for combination in cell.combinations)
-        if axis.numeric and value in (tried[0], tried[-1]):
-            edges[axis.key] = "smallest" if value == tried[0] else "largest"
+            candidates = sorted(combination[axis.key] for combination in cell.combinations)
+        if axis.numeric and value in (candidates[0], candidates[-1]):
+            edges[axis.key] = "smallest" if value == candidates[0] else "largest"
     return edges
 
 
@@ -608,8 +616,8 @@ def tuned_by_experiment(
     experiment, _ = unfold(overrides, config_dir)
     if experiment is None:
         return None
-    typed = {str(override.key_or_group) for override in parse(overrides)}
-    keys = [text for text in experiment.tune if text.partition("=")[0] not in typed]
+    override_keys = {str(override.key_or_group) for override in parse(overrides)}
+    keys = [text for text in experiment.tune if text.partition("=")[0] not in override_keys]
     if not keys:
         return None
     seeds, extend = experiment.tune_seeds, experiment.extend

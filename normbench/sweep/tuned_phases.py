@@ -58,12 +58,12 @@ class TunedPhases:
         tuner.refuse_other_budget(self._store)
         if not phases.again:
             tuner.settle(self._store)
-        planned = self._plan()
+        tuned_plan = self._plan()
         if dry_run:
-            self._show(planned)
+            self._show(tuned_plan)
             return
-        phases.refuse_invalid(planned.whole)
-        self._train_trials(planned.trials)
+        phases.refuse_invalid(tuned_plan.whole)
+        self._train_trials(tuned_plan.trials)
         if not phases.result.interrupted:
             self._train_finals()
         self._end()
@@ -78,8 +78,8 @@ class TunedPhases:
         phases, tuner = self._phases, self._tuner
         trials = phases.plan(self._new(tuner.trials()))
         finals = phases.plan(tuner.finals(chosen=True))
-        later = len(tuner.finals(chosen=False))
-        phases.allocate(max(len(trials.todo), len(finals.todo) + later))
+        later_count = len(tuner.finals(chosen=False))
+        phases.allocate(max(len(trials.todo), len(finals.todo) + later_count))
         trials = self._checked(trials)
         return TunedPlan(
             trials,
@@ -90,9 +90,9 @@ class TunedPhases:
 
     def _new(self, configs: Sequence[Config]) -> list[Config]:
         """Return the configs that no phase has included yet."""
-        new = [config for config in configs if config.run_name not in self._planned]
-        self._planned |= {config.run_name for config in new}
-        return new
+        new_configs = [config for config in configs if config.run_name not in self._planned]
+        self._planned |= {config.run_name for config in new_configs}
+        return new_configs
 
     def _checked(self, trials: SweepPlan) -> SweepPlan:
         """Check trials, and the final runs to which they may lead if their epochs differ.
@@ -100,40 +100,43 @@ class TunedPhases:
         A value whose final runs cannot be trained is not tried.
         """
         phases, tuner = self._phases, self._tuner
-        waiting = {cell.name for cell in trials.todo}
-        followed: dict[str, list[str]] = {}  # trials by the final run that they may lead to
+        waiting_names = {cell.name for cell in trials.todo}
+        trial_names: dict[str, list[str]] = {}  # trials by the final run that they may lead to
         finals: list[Config] = []
         for cell in tuner.cells:
             for final, configs in tuner.possible_finals(cell):
-                names = [config.run_name for config in configs if config.run_name in waiting]
+                names = [config.run_name for config in configs if config.run_name in waiting_names]
                 if final.epochs != configs[0].epochs and (names or cell.chosen is None):
                     finals.append(final)
-                    followed[final.run_name] = names
-        possible = plan(finals, self._store)
-        both = phases.check(SweepPlan((*trials.cells, *possible.cells)))
+                    trial_names[final.run_name] = names
+        final_plan = plan(finals, self._store)
+        joint_plan = phases.check(SweepPlan((*trials.cells, *final_plan.cells)))
         count = len(trials.cells)
-        checked, refused = SweepPlan(both.cells[:count]), SweepPlan(both.cells[count:])
-        valid = {cell.name for cell in checked.cells if cell.state != "invalid"}
-        checked = checked.without(
+        checked_trials, checked_finals = (
+            SweepPlan(joint_plan.cells[:count]),
+            SweepPlan(joint_plan.cells[count:]),
+        )
+        valid_names = {cell.name for cell in checked_trials.cells if cell.state != "invalid"}
+        checked_trials = checked_trials.without(
             {
                 name: f"its final runs cannot be trained: {final.reason}"
-                for final in refused.of_state("invalid")
-                for name in followed[final.name]
-                if name in valid
+                for final in checked_finals.of_state("invalid")
+                for name in trial_names[final.name]
+                if name in valid_names
             }
         )
-        invalid = {cell.name for cell in checked.of_state("invalid")}
+        invalid_names = {cell.name for cell in checked_trials.of_state("invalid")}
         for cell in tuner.cells:
-            cell.invalid |= invalid
-        return checked
+            cell.invalid |= invalid_names
+        return checked_trials
 
-    def _show(self, planned: TunedPlan) -> None:
+    def _show(self, tuned_plan: TunedPlan) -> None:
         """Show the plan: the trials, and the final runs as far as they are known."""
         view, tuner, slots = self._view, self._tuner, len(self._phases.slots)
         keys = " ".join(f"{axis.key}=?" for axis in tuner.cells[0].axes)
         view.line("trials:")
-        view.plan(planned.trials, slots)
-        if count := len(planned.unproposed.cells):
+        view.plan(tuned_plan.trials, slots)
+        if count := len(tuned_plan.unproposed.cells):
             view.line(
                 f"--sampler {tuner.options.sampler}: {counted(count, 'further trial')}, proposed "
                 "one for each cell at a time, after the previous ones have ended"
@@ -145,19 +148,19 @@ class TunedPhases:
         for cell in tuner.cells:
             if cell.chosen is not None:
                 view.line(chosen_line(cell, tuner))
-        if planned.finals.cells:
-            view.plan(planned.finals, slots)
-        by_name = {cell.name: cell for cell in planned.later.cells}
+        if tuned_plan.finals.cells:
+            view.plan(tuned_plan.finals, slots)
+        by_name = {cell.name: cell for cell in tuned_plan.later.cells}
         for cell in tuner.cells:
             if cell.chosen is None:
                 runs = [by_name[config.run_name] for config in tuner.final_configs(cell)]
                 seeds = ",".join(str(seed) for seed in cell.final_seeds)
-                known = [run.seconds for run in runs if run.seconds is not None]
-                time = f"  about {duration(sum(known))}" if known else ""
+                durations = [run.seconds for run in runs if run.seconds is not None]
+                time = f"  about {duration(sum(durations))}" if durations else ""
                 view.line(f"{'missing':<12} {tuner.described(cell)}  {keys} seed={seeds}{time}")
-        whole = planned.whole
-        view.line(f"together: {whole.counted()}; {whole.estimate(slots)}")
-        self._phases.result.plan, self._phases.result.planned_only = whole, True
+        joint_plan = tuned_plan.whole
+        view.line(f"together: {joint_plan.counted()}; {joint_plan.estimate(slots)}")
+        self._phases.result.plan, self._phases.result.planned_only = joint_plan, True
 
     # --- the training ----------------------------------------------------------------------------
 
@@ -180,19 +183,21 @@ class TunedPhases:
             self._view.line(chosen_line(cell, tuner))
         self._train(phases.check(phases.plan(tuner.finals(chosen=True))), "final")
 
-    def _train(self, planned: SweepPlan, title: str, is_trial: bool = False) -> None:
+    def _train(self, sweep_plan: SweepPlan, title: str, is_trial: bool = False) -> None:
         phases = self._phases
-        if planned.todo:
-            phases.allocate(len(planned.todo))
-            record = phases.record(planned)
+        if sweep_plan.todo:
+            phases.allocate(len(sweep_plan.todo))
+            record = phases.record(sweep_plan)
             self._write()
             cells = [] if is_trial else phases.result.tuned
-            tuned = {name: _trials_of(cell, record.name) for cell in cells for name in cell.final}
+            trial_records = {
+                name: _trials_of(cell, record.name) for cell in cells for name in cell.final
+            }
             metric = self._tuner.options.metric if is_trial else None
-            phases.train(planned, title, metric, tuned)
-        elif planned.cells:
-            phases.skip(planned)
-            self._view.line(f"{title}: {planned.counted()}")
+            phases.train(sweep_plan, title, metric, trial_records)
+        elif sweep_plan.cells:
+            phases.skip(sweep_plan)
+            self._view.line(f"{title}: {sweep_plan.counted()}")
 
     # --- the record ------------------------------------------------------------------------------
 
@@ -216,15 +221,15 @@ class TunedPhases:
         """
         phases, result = self._phases, self._phases.result
         self._write()
-        others = [t for t in tunings(self._store) if t.sweep != self._tuning().sweep]
-        if result.record is None and not _are_recorded(result.tuned, combined(others)):
+        other_tunings = [t for t in tunings(self._store) if t.sweep != self._tuning().sweep]
+        if result.record is None and not _are_recorded(result.tuned, combined(other_tunings)):
             phases.record(SweepPlan(()))
             self._write()
         phases.close()
         current = [] if result.record is None else [self._tuning()]
-        known = combined([*others, *current])
-        try_to_record(lambda: name_trials(result.tuned, known, phases), self._view)
-        for line in superseded_lines(result.tuned, known, self._store):
+        store_tuning = combined([*other_tunings, *current])
+        try_to_record(lambda: name_trials(result.tuned, store_tuning, phases), self._view)
+        for line in superseded_lines(result.tuned, store_tuning, self._store):
             self._view.line(line)
         self._view.line(result.plan.counted(result.results))
         if result.failed:
@@ -244,8 +249,8 @@ def unproposed(tuner: Tuner, store: Store) -> SweepPlan:
 
 def stand_ins(tuner: Tuner, store: Store) -> SweepPlan:
     """Return a placeholder for each final run whose value the trials have yet to choose."""
-    planned = plan(tuner.finals(chosen=False), store)
-    return SweepPlan(tuple(_stand_in(cell) for cell in planned.cells))
+    final_plan = plan(tuner.finals(chosen=False), store)
+    return SweepPlan(tuple(_stand_in(cell) for cell in final_plan.cells))
 
 
 def _stand_in(cell: PlannedCell) -> PlannedCell:
@@ -270,12 +275,12 @@ def chosen_line(cell: TuningCell, tuner: Tuner) -> str:
         f"; {'' if len(record.keys) == 1 else key + ': '}this is the {edge} tried"
         for key, edge in record.edges.items()
     )
-    listed = not tuner.options.extend and tuner.options.sampler is None
-    hint = ", --extend N tries further ones" if edges and listed else ""
-    tried = len(record.values)
+    is_list = not tuner.options.extend and tuner.options.sampler is None
+    hint = ", --extend N tries further ones" if edges and is_list else ""
+    count = len(record.values)
     best = "" if mean is None else f"{tuner.options.metric.label} {show(mean)}, "
-    chosen = as_overrides(record.chosen)
-    return f"chosen       {tuner.described(cell)}  {chosen}  ({best}best of {tried}{edges}{hint})"
+    choice = as_overrides(record.chosen)
+    return f"chosen       {tuner.described(cell)}  {choice}  ({best}best of {count}{edges}{hint})"
 
 
 def superseded_lines(cells: Sequence[TunedCell], known: StoreTuning, store: Store) -> list[str]:
@@ -286,28 +291,28 @@ def superseded_lines(cells: Sequence[TunedCell], known: StoreTuning, store: Stor
         known: The combined tuning of the store's sweeps, with the choices that count now.
         store: The store with the runs.
     """
-    now = {cell.identity: cell for cell in known.cells}
+    by_identity = {cell.identity: cell for cell in known.cells}
     lines = []
     for cell in cells:
-        current = now.get(cell.identity, cell)
-        for old in current.superseded:
-            count = sum(store.run(name).exists for name in old.runs)
+        current = by_identity.get(cell.identity, cell)
+        for entry in current.superseded:
+            count = sum(store.run(name).exists for name in entry.runs)
             if count:
                 lines.append(
-                    f"superseded   {cell.described}  {as_overrides(old.values)}: "
+                    f"superseded   {cell.described}  {as_overrides(entry.values)}: "
                     f"{counted(count, 'final run')}; the choice is now "
                     f"{as_overrides(current.chosen or {})} (sweep {current.sweep})"
                 )
     return lines
 
 
-def _are_recorded(cells: Sequence[TunedCell], known: StoreTuning) -> bool:
+def _are_recorded(cells: Sequence[TunedCell], store_tuning: StoreTuning) -> bool:
     """Return whether the store's records have the trials, the choices and the final runs."""
-    before = {cell.identity: cell for cell in known.cells}
+    by_identity = {cell.identity: cell for cell in store_tuning.cells}
     return all(
-        (stored := before.get(cell.identity)) is not None
-        and (stored.chosen, stored.trials) == (cell.chosen, cell.trials)
-        and set(cell.final) <= set(stored.final)
+        (old_cell := by_identity.get(cell.identity)) is not None
+        and (old_cell.chosen, old_cell.trials) == (cell.chosen, cell.trials)
+        and set(cell.final) <= set(old_cell.final)
         for cell in cells
     )
 
@@ -339,13 +344,13 @@ def name_trials(cells: Sequence[TunedCell], known: StoreTuning, phases: Phases) 
     """
     sweeps: Mapping[Any, str] = {cell.identity: cell.sweep for cell in known.cells}
     for cell in cells:
-        named = _trials_of(cell, sweeps[cell.identity])
+        record = _trials_of(cell, sweeps[cell.identity])
         for name in cell.final:
             run = phases.store.run(name)
             if run.status not in ("finished", "diverged"):
                 continue
-            before = (run.meta or {}).get("tuned") or {}
-            if {**before, "sweep": named["sweep"]} == named:
+            old_record = (run.meta or {}).get("tuned") or {}
+            if {**old_record, "sweep": record["sweep"]} == record:
                 continue
             with suppress(RunLocked), run.lock(phases.command):
-                run.update_meta(tuned=named)
+                run.update_meta(tuned=record)

@@ -112,8 +112,8 @@ def sweep_until(
         return _Grid(choose(words, config_dir)[1], tune, config_dir)
 
     def words(count: int) -> list[str]:
-        fixed = [text for text in overrides if parse([text])[0].key_or_group != "seed"]
-        return [*fixed, f"seed={','.join(map(str, seeds[:count]))}"]
+        other_overrides = [text for text in overrides if parse([text])[0].key_or_group != "seed"]
+        return [*other_overrides, f"seed={','.join(map(str, seeds[:count]))}"]
 
     first = grid_of(overrides)
     seeds = _seeds_of(first.configs, max_seeds)
@@ -121,8 +121,8 @@ def sweep_until(
     grid = grid_of(words(max_seeds))  # refuses a tuning seed that a later round would use
     grid.set_baseline(rule.baseline_runs(grid.configs))
     store = grid.store
-    taken = _taken(store, grid, looks)
-    remaining = [count for count in looks if count >= max(taken, default=0)]
+    past_counts = _taken(store, grid, looks)
+    counts = [count for count in looks if count >= max(past_counts, default=0)]
     options: dict[str, Any] = {
         "config_dir": config_dir,
         "skip_invalid": skip_invalid,
@@ -130,12 +130,12 @@ def sweep_until(
         "view": view,
     }
     if dry_run:
-        count = remaining[0]
-        if count in taken:  # the command would repeat this look first, and may then continue
-            found = rule.look(store, grid.final_names(seeds[:count]), looks)
-            stopped = _stopped(found, count, looks)
-            view.line(f"{count} seeds: {found.text}{_ENDS[stopped]}")
-            count = count if stopped else remaining[1]
+        count = counts[0]
+        if count in past_counts:  # the command would repeat this look first, and may then continue
+            look = rule.look(store, grid.final_names(seeds[:count]), looks)
+            ending = _stopped(look, count, looks)
+            view.line(f"{count} seeds: {look.text}{_ENDS[ending]}")
+            count = count if ending else counts[1]
         result = sweep(words(count), command, dry_run=True, **options)
         view.line(
             f"round {looks.index(count) + 1} of at most {len(looks)}: looks after "
@@ -143,7 +143,7 @@ def sweep_until(
         )
         view.line(grid.described(executor))
         return result
-    for count in remaining:
+    for count in counts:
         view.line(f"round {looks.index(count) + 1} of at most {len(looks)}: {count} seeds")
         result = sweep(words(count), command, retry_failed=retry_failed, **options)
         if result.interrupted:
@@ -151,13 +151,13 @@ def sweep_until(
         if result.exit_code:
             view.line(_why_not(result))
             return result
-        found = rule.look(store, result.final_names, looks)
-        stopped = _stopped(found, count, looks)
-        if result.record is not None or count not in taken:
-            facts = {"looks": list(looks), "seeds": count, "stopped": stopped, **found.facts}
+        look = rule.look(store, result.final_names, looks)
+        ending = _stopped(look, count, looks)
+        if result.record is not None or count not in past_counts:
+            facts = {"looks": list(looks), "seeds": count, "stopped": ending, **look.facts}
             _write(result, store, command, executor, facts | grid.facts)
-        view.line(f"{count} seeds: {found.text}{_ENDS[stopped]}")
-        if stopped:
+        view.line(f"{count} seeds: {look.text}{_ENDS[ending]}")
+        if ending:
             return result
     raise AssertionError("the last look stops")
 
@@ -229,21 +229,22 @@ class _Grid:
         """
         head = record.head
         until = head["until"]
-        tuned = until.get("tuned") or {}
+        entry = until.get("tuned") or {}
         names = {cell["name"] for cell in head["cells"]}
-        same = bool(self._keys & {*tuned.get("cells", ())})
-        if not same and not names & self._compared_names():
+        is_same = bool(self._keys & {*entry.get("cells", ())})
+        if not is_same and not names & self._compared_names():
             return False
         if tuple(until["looks"]) != looks:
-            before = until["looks"]
+            old_looks = until["looks"]
             raise UserError(
-                f"sweep {record.name} has looked at these runs with {before[0]} to {before[-1]} "
-                "seeds declared: use the same seeds and --max-seeds, or another store"
+                f"sweep {record.name} has looked at these runs with {old_looks[0]} to "
+                f"{old_looks[-1]} seeds declared: use the same seeds and --max-seeds, or "
+                "another store"
             )
-        if same and self._tuner is not None and tuned.get("protocol") != self._tuner.protocol:
+        if is_same and self._tuner is not None and entry.get("protocol") != self._tuner.protocol:
             raise UserError(
                 f"sweep {record.name} has looked at these cells tuned with "
-                f"{tuned.get('protocol')}, but this sweep has {self._tuner.protocol}: other trials "
+                f"{entry.get('protocol')}, but this sweep has {self._tuner.protocol}: other trials "
                 "may choose other values, for which no looks were declared; use another store"
             )
         return True
@@ -269,9 +270,9 @@ class _Grid:
         if self._tuner is None:
             cells, kinds = plan(self.configs, self.store), ""
         else:
-            planned = planned_with(self._tuner, self.store)
-            cells = planned.whole
-            trials = len(planned.trials.cells) + len(planned.unproposed.cells)
+            tuned_plan = planned_with(self._tuner, self.store)
+            cells = tuned_plan.whole
+            trials = len(tuned_plan.trials.cells) + len(tuned_plan.unproposed.cells)
             finals = len(cells.cells) - trials
             kinds = f" ({counted(trials, 'trial')} and {finals} final)"
         with make(executor) as instance:
@@ -281,15 +282,15 @@ class _Grid:
 
 def _why_not(result: SweepResult) -> str:
     """Return the reason why a failed sweep adds no seeds."""
-    failed = result.failed or result.plan.of_state("failed", "unreadable")
-    if result.undecided and not failed:
+    failures = result.failed or result.plan.of_state("failed", "unreadable")
+    if result.undecided and not failures:
         return "no seeds are added while a cell has no chosen value"
     return "no seeds are added while runs have failed: --retry-failed trains them again"
 
 
-def _stopped(found: Look, count: int, looks: tuple[int, ...]) -> str:
+def _stopped(look: Look, count: int, looks: tuple[int, ...]) -> str:
     """Return the reason why no seeds are added after a look; empty if seeds are added."""
-    return "narrow" if found.narrow else "max-seeds" if count == looks[-1] else ""
+    return "narrow" if look.narrow else "max-seeds" if count == looks[-1] else ""
 
 
 _ENDS = {
@@ -320,8 +321,8 @@ def _seeds_of(configs: Sequence[Config], most: int) -> list[int]:
         )
     if len(configs) % len(seeds) or len({config.store for config in configs}) > 1:
         raise UserError("--until needs the same seeds in each cell, and one store")
-    added = range(max(seeds) + 1, max(seeds) + 1 + most - len(seeds))
-    return [*seeds, *added]
+    new_seeds = range(max(seeds) + 1, max(seeds) + 1 + most - len(seeds))
+    return [*seeds, *new_seeds]
 
 
 def _taken(store: Store, grid: _Grid, looks: tuple[int, ...]) -> set[int]:
@@ -331,8 +332,10 @@ def _taken(store: Store, grid: _Grid, looks: tuple[int, ...]) -> set[int]:
         UserError: An earlier sweep declared other looks, so that the overall error rate would
             exceed 5 %.
     """
-    earlier = [record for record in records(store) if record.head.get("until")]
-    return {record.head["until"]["seeds"] for record in earlier if grid.refuse_other(record, looks)}
+    old_records = [record for record in records(store) if record.head.get("until")]
+    return {
+        record.head["until"]["seeds"] for record in old_records if grid.refuse_other(record, looks)
+    }
 
 
 def _write(
@@ -357,8 +360,8 @@ def _without_look(store: Store, command: Sequence[str], result: SweepResult) -> 
     names = {cell.name for cell in result.plan.cells}
     for record in reversed(records(store)):
         head = record.head
-        same = names == {cell["name"] for cell in head["cells"]}
-        if same and head["command"] == list(command) and "until" not in head:
+        is_same = names == {cell["name"] for cell in head["cells"]}
+        if is_same and head["command"] == list(command) and "until" not in head:
             return record
     return None
 

@@ -152,18 +152,18 @@ def verify(
         raise UserError(f"there is no store {str(store.root)!r}: no such folder")
     # Two processes would train the same runs, and each would overwrite the other's comparisons.
     with locked(store.root / LOCK, f"store {store.root} is being verified", command):
-        complete, damaged = _complete(store)
+        complete, damage = _complete(store)
         pool, trials_left_out = _pool(store, complete, names, trials)
-        if not pool and not damaged:
+        if not pool and not damage:
             raise UserError(_nothing(store, complete, names, trials_left_out))
         if names is None and sample is None:
             sample = SAMPLE
-        chosen = pool if sample is None else _drawn(pool, sample, seed)
-        verifier = _Verifier(store, len(chosen), say, view, command)
-        verifier.begin(damaged)
-        jobs = verifier.prepare(chosen, config_dir, again)
-        if view is not None and chosen:
-            view.phase(_opening(len(chosen), len(pool), trials_left_out, jobs))
+        selection = pool if sample is None else _drawn(pool, sample, seed)
+        verifier = _Verifier(store, len(selection), say, view, command)
+        verifier.begin(damage)
+        jobs = verifier.prepare(selection, config_dir, again)
+        if view is not None and selection:
+            view.phase(_opening(len(selection), len(pool), trials_left_out, jobs))
         verifier.report_known()
         if jobs:
             verifier.train(jobs)
@@ -175,8 +175,8 @@ def _pool(
 ) -> tuple[list[str], int]:
     """Return the runs that may be chosen, and the number of trials that were left out."""
     if names is not None:
-        wanted = set(names)
-        return [name for name in complete if name in wanted], 0
+        name_set = set(names)
+        return [name for name in complete if name in name_set], 0
     left_out = set() if trials else tuning_of(store).trials
     pool = [name for name in complete if name not in left_out]
     return pool, len(complete) - len(pool)
@@ -199,9 +199,9 @@ def _drawn(names: Sequence[str], count: int, seed: int) -> list[str]:
     return sorted(random.Random(seed).sample(list(names), min(count, len(names))))
 
 
-def _opening(chosen: int, pool: int, trials_left_out: int, jobs: Sequence[_Job]) -> str:
+def _opening(count: int, pool: int, trials_left_out: int, jobs: Sequence[_Job]) -> str:
     """Describe in one line how many runs are verified, and how long that may take."""
-    head = f"{chosen} of {counted(pool, 'run')} chosen, {len(jobs)} to train"
+    head = f"{count} of {counted(pool, 'run')} chosen, {len(jobs)} to train"
     if trials_left_out:
         trials = counted(trials_left_out, "trial")
         head += f" ({trials} of tuning left out, --trials includes them)"
@@ -249,13 +249,13 @@ class _Verifier:
 
     def prepare(self, chosen: Sequence[str], config_dir: str | None, again: bool) -> list[_Job]:
         """Return the runs to train; the others cannot be trained, or are already compared."""
-        before = {} if again else verification.newest(self.store)
+        comparisons = {} if again else verification.newest(self.store)
         speeds = Speeds(self.store)
         jobs = []
         for name in chosen:
             try:
                 job = _job(self.store.run(name), self.store, config_dir, speeds)
-                item = before.get(name)
+                item = comparisons.get(name)
                 if item is not None and _is_believed(item, job, self.store, self._code):
                     self._believed[name] = item
                 else:
@@ -313,13 +313,13 @@ class _Verifier:
                 self.result.failures[name] = outcome.error
                 self._line(name, f"cannot be trained again: {outcome.error}")
                 return
-            again = scratch.run(job.cell.name)
-            found = compare(job.run, again, self.store, job.seals) | {"code": self._code}
-            verification.append(self.store, [found])
-            self.result.verdicts[name] = found["verdict"]
-            self._line(name, found["reason"])
+            new_run = scratch.run(job.cell.name)
+            comparison = compare(job.run, new_run, self.store, job.seals) | {"code": self._code}
+            verification.append(self.store, [comparison])
+            self.result.verdicts[name] = comparison["verdict"]
+            self._line(name, comparison["reason"])
             # The checkpoints of a large sample may not fit in the temporary folder.
-            shutil.rmtree(again.path, ignore_errors=True)
+            shutil.rmtree(new_run.path, ignore_errors=True)
 
         return ended
 
@@ -365,14 +365,14 @@ def _scratch_prefix(store: Store) -> str:
 def _complete(store: Store) -> tuple[list[str], dict[str, str]]:
     """Return the names of the complete runs, and the reasons for the damaged ones by name."""
     names: list[str] = []
-    damaged: dict[str, str] = {}
+    damage: dict[str, str] = {}
     for run in store.runs():
         try:
             if run.verify() in _COMPLETE:
                 names.append(run.name)
         except StoreError as error:
-            damaged[run.name] = " ".join(str(error).split()).replace(f"{run.path}/", "")
-    return names, damaged
+            damage[run.name] = " ".join(str(error).split()).replace(f"{run.path}/", "")
+    return names, damage
 
 
 def _job(run: Run, store: Store, config_dir: str | None, speeds: Speeds) -> _Job:
@@ -384,13 +384,13 @@ def _job(run: Run, store: Store, config_dir: str | None, speeds: Speeds) -> _Job
         NormbenchError: A file is damaged, the config does not match the run's signature, the run
             names a component that no config group has, or the user's own code or data changed.
     """
-    recorded, meta = run.config or {}, run.meta or {}
-    config = Config.from_run(recorded, config_dir, f"run {run.name}")
+    old_config, meta = run.config or {}, run.meta or {}
+    config = Config.from_run(old_config, config_dir, f"run {run.name}")
     if run.name.rpartition("-")[2] not in (config.signature, config.earlier_signature):
         raise UserError(
             f"its config has the signature {config.signature}, not that of its name: it was edited"
         )
-    if changes := changed_since(recorded, meta.get("own"), config):
+    if changes := changed_since(old_config, meta.get("own"), config):
         raise UserError("; ".join(changes))
     if config.init:
         _check_init(config, meta, store)
@@ -413,8 +413,8 @@ def _check_init(config: Config, meta: Mapping[str, Any], store: Store) -> None:
         UserError: There is no such run, or it was trained again and has other weights.
     """
     source = find_run(config.init, store.root)
-    recorded = (meta.get("init") or {}).get("weights_sha256")
-    if (source.summary or {}).get("weights_sha256") != recorded:
+    old_hash = (meta.get("init") or {}).get("weights_sha256")
+    if (source.summary or {}).get("weights_sha256") != old_hash:
         raise UserError(f"it started from weights that {source.name} no longer has")
 
 
@@ -426,13 +426,17 @@ def _slot(config: Config, meta: Mapping[str, Any]) -> Slot:
         visible = ",".join(gpu.id for gpu in gpus[: config.devices])
         return replace(slot, environment={**slot.environment, "CUDA_VISIBLE_DEVICES": visible})
     cores = threads.core_ids()
-    wanted = (meta.get("engine") or {}).get("threads")
+    thread_count = (meta.get("engine") or {}).get("threads")
     environment = {"CUDA_VISIBLE_DEVICES": "-1"}
-    if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= 4096:
-        wanted = len(cores)
+    if (
+        not isinstance(thread_count, int)
+        or isinstance(thread_count, bool)
+        or not 1 <= thread_count <= 4096
+    ):
+        thread_count = len(cores)
     if config.backend == "tensorflow":  # it can use more threads than there are cores
-        environment["TF_NUM_INTRAOP_THREADS"] = str(wanted)
-    return Slot(f"cpu {wanted}", "cpu", tuple(cores[:wanted]), environment)
+        environment["TF_NUM_INTRAOP_THREADS"] = str(thread_count)
+    return Slot(f"cpu {thread_count}", "cpu", tuple(cores[:thread_count]), environment)
 
 
 class _Comparing(ForwardingObserver):
@@ -480,16 +484,16 @@ def compare(
     summary, summary_again = run.summary or {}, again.summary or {}
     curves, curves_again = _curves(run), _curves(again)
     weights = _equal_weights(summary, summary_again)
-    unequal = conditions(meta, meta_again)
+    other_conditions = conditions(meta, meta_again)
     largest = _differences(curves, curves_again)
     same_end = all(summary.get(key) == summary_again.get(key) for key in ("status", "parameters"))
-    found = {
+    record = {
         "run": run.name,
         "verdict": "equal",
         "time": utc_now(),
         **(seals or _seals(run)),
         "differences": largest,
-        "conditions": unequal,
+        "conditions": other_conditions,
         "weights": weights,
         **(meta_again.get("git") or {"commit": None, "dirty": None}),
         "versions": meta_again.get("versions") or {},
@@ -498,15 +502,17 @@ def compare(
     }
     epochs = len(curves.get("epoch", []))
     if curves == curves_again and same_end and weights is not False:
-        hashed = "and weights" if weights else "(no hash of its weights)"
-        under = f"; other conditions: {'; '.join(unequal)}" if unequal else ""
+        weights_text = "and weights" if weights else "(no hash of its weights)"
+        suffix = f"; other conditions: {'; '.join(other_conditions)}" if other_conditions else ""
         length = counted(epochs, "epoch")
-        return found | {"reason": f"equal to the last bit: metrics of {length} {hashed}{under}"}
-    if not unequal:
+        return record | {
+            "reason": f"equal to the last bit: metrics of {length} {weights_text}{suffix}"
+        }
+    if not other_conditions:
         words = _first_difference(curves, curves_again, summary, summary_again, weights)
         code = _other_code(meta, meta_again)
-        return found | {"verdict": "differs", "reason": f"does not verify: {words}{code}"}
-    return found | _judged(run, store, curves, curves_again, largest, unequal, same_end)
+        return record | {"verdict": "differs", "reason": f"does not verify: {words}{code}"}
+    return record | _judged(run, store, curves, curves_again, largest, other_conditions, same_end)
 
 
 def conditions(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -519,9 +525,9 @@ def conditions(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str
     Returns:
         A phrase for each difference, such as ``4 threads recorded, 2 here``.
     """
-    found = []
+    lines = []
     engine, engine_here = recorded.get("engine") or {}, here.get("engine") or {}
-    for name, then, now in (
+    for name, old_value, new_value in (
         ("processor", recorded.get("processor"), here.get("processor")),
         *(
             (key, engine.get(key), engine_here.get(key))
@@ -531,23 +537,23 @@ def conditions(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str
         ("onednn", engine.get("onednn", engine_here.get("onednn")), engine_here.get("onednn")),
         ("devices", _kinds(recorded), _kinds(here)),
     ):
-        if then != now:
-            found.append(f"{name} {_shown(then)} recorded, {_shown(now)} here")
+        if old_value != new_value:
+            lines.append(f"{name} {_shown(old_value)} recorded, {_shown(new_value)} here")
     versions, versions_here = recorded.get("versions") or {}, here.get("versions") or {}
     # A run uses only its own backend, even if others are installed.
-    unused = {"tensorflow"} if engine.get("backend") == "jax" else {"jax"}
-    for name in sorted({*versions, *versions_here} - unused):
+    unused_backends = {"tensorflow"} if engine.get("backend") == "jax" else {"jax"}
+    for name in sorted({*versions, *versions_here} - unused_backends):
         if versions.get(name) != versions_here.get(name):
-            then, now = _shown(versions.get(name)), _shown(versions_here.get(name))
-            found.append(f"{name} {then} recorded, {now} here")
+            old_value, new_value = _shown(versions.get(name)), _shown(versions_here.get(name))
+            lines.append(f"{name} {old_value} recorded, {new_value} here")
     if not (engine.get("deterministic") and engine_here.get("deterministic")):
-        found.append("the device is not deterministic")
+        lines.append("the device is not deterministic")
     if _last_split(recorded) != _last_split(here):
-        found.append("one of them ran out of memory and split its batches")
+        lines.append("one of them ran out of memory and split its batches")
     hosts = {session.get("host") for session in recorded.get("sessions") or []}
     if len(hosts) > 1:
-        found.append(f"recorded on {len(hosts)} hosts in turn")
-    return found
+        lines.append(f"recorded on {len(hosts)} hosts in turn")
+    return lines
 
 
 def _shown(value: object) -> str:
@@ -572,9 +578,9 @@ def _curves(run: Run) -> Curves:
     return curves | {key: [summary.get(key)] for key in TESTED}
 
 
-def _equal_weights(summary: Mapping[str, Any], again: Mapping[str, Any]) -> bool | None:
+def _equal_weights(summary: Mapping[str, Any], summary_again: Mapping[str, Any]) -> bool | None:
     """Return whether the weights' hashes are equal; None if neither run has one."""
-    pair = summary.get("weights_sha256"), again.get("weights_sha256")
+    pair = summary.get("weights_sha256"), summary_again.get("weights_sha256")
     return None if pair == (None, None) else pair[0] == pair[1]
 
 
@@ -591,15 +597,15 @@ def _difference(one: Sequence[Any], other: Sequence[Any]) -> float:
     return largest
 
 
-def _differences(curves: Curves, again: Curves) -> dict[str, float]:
+def _differences(curves: Curves, curves_again: Curves) -> dict[str, float]:
     """Return the largest difference for each curve that either run has."""
-    keys = dict.fromkeys([*curves, *again])
-    return {key: _difference(curves.get(key, []), again.get(key, [])) for key in keys}
+    keys = dict.fromkeys([*curves, *curves_again])
+    return {key: _difference(curves.get(key, []), curves_again.get(key, [])) for key in keys}
 
 
 def _first_difference(
     curves: Curves,
-    again: Curves,
+    curves_again: Curves,
     summary: Mapping[str, Any],
     summary_again: Mapping[str, Any],
     weights: bool | None,
@@ -607,20 +613,20 @@ def _first_difference(
     """Describe the first difference between two runs under equal conditions."""
     endings = {True: ", though the weights are equal", False: "; the weights differ", None: ""}
     ending = endings[weights]
-    epochs = max(len(curves.get("epoch", [])), len(again.get("epoch", [])))
+    epochs = max(len(curves.get("epoch", [])), len(curves_again.get("epoch", [])))
     for epoch in range(epochs):
-        for key in dict.fromkeys([*curves, *again]):
-            then = curves.get(key, [])[epoch : epoch + 1]
-            now = again.get(key, [])[epoch : epoch + 1]
-            if then != now and key not in TESTED:
+        for key in dict.fromkeys([*curves, *curves_again]):
+            old_value = curves.get(key, [])[epoch : epoch + 1]
+            new_value = curves_again.get(key, [])[epoch : epoch + 1]
+            if old_value != new_value and key not in TESTED:
                 return (
-                    f"{key} of epoch {epoch + 1} is {_value(then)} in the record, {_value(now)} "
-                    f"here{ending}"
+                    f"{key} of epoch {epoch + 1} is {_value(old_value)} in the record, "
+                    f"{_value(new_value)} here{ending}"
                 )
     for key in (*TESTED, "status", "parameters"):
         if summary.get(key) != summary_again.get(key):
-            then, now = summary.get(key), summary_again.get(key)
-            return f"{key} is {_shown(then)} in the record, {_shown(now)} here{ending}"
+            old_value, new_value = summary.get(key), summary_again.get(key)
+            return f"{key} is {_shown(old_value)} in the record, {_shown(new_value)} here{ending}"
     return "the metrics are equal, but the weights differ"
 
 
@@ -628,23 +634,23 @@ def _value(values: Sequence[Any]) -> str:
     return "missing" if not values else _shown(values[0])
 
 
-def _other_code(meta: Mapping[str, Any], again: Mapping[str, Any]) -> str:
+def _other_code(meta: Mapping[str, Any], meta_again: Mapping[str, Any]) -> str:
     """Name the commits of two trainings if they are known and differ."""
-    states = [record.get("git") or {} for record in (meta, again)]
-    then, now = (state.get("commit") for state in states)
-    changed = any(state.get("dirty") for state in states)
-    if then and now and then != now:
-        return f" (trained at commit {then[:10]}, this is {now[:10]})"
-    return " (one of the two was trained with uncommitted changes)" if changed else ""
+    states = [record.get("git") or {} for record in (meta, meta_again)]
+    old_commit, new_commit = (state.get("commit") for state in states)
+    has_changes = any(state.get("dirty") for state in states)
+    if old_commit and new_commit and old_commit != new_commit:
+        return f" (trained at commit {old_commit[:10]}, this is {new_commit[:10]})"
+    return " (one of the two was trained with uncommitted changes)" if has_changes else ""
 
 
 def _judged(
     run: Run,
     store: Store,
     curves: Curves,
-    again: Curves,
+    curves_again: Curves,
     largest: Mapping[str, float],
-    unequal: Sequence[str],
+    other_conditions: Sequence[str],
     same_end: bool,
 ) -> dict[str, Any]:
     """Judge differences under other conditions by the spread over the seeds of the run's cell.
@@ -652,34 +658,34 @@ def _judged(
     The spread of a curve is the largest difference between any two of the other seeds and the run
     trained again. The recorded run is left out, because edited numbers would widen the spread.
     """
-    others = _other_curves(run, store)
+    other_curves = _other_curves(run, store)
     spread = {
         key: max(
             (
                 _difference(one.get(key, []), other.get(key, []))
-                for index, one in enumerate([*others, again])
-                for other in others[:index]
+                for index, one in enumerate([*other_curves, curves_again])
+                for other in other_curves[:index]
             ),
             default=0.0,
         )
         for key in largest
     }
-    words = _listed(largest, spread if len(others) >= LEAST_SEEDS else {})
-    why = f"other conditions: {'; '.join(unequal)}"
-    found: dict[str, Any] = {"seeds": len(others), "spread": spread if others else {}}
-    if len(others) < LEAST_SEEDS:
-        seeds = counted(len(others), "other seed")
+    words = _listed(largest, spread if len(other_curves) >= LEAST_SEEDS else {})
+    suffix = f"other conditions: {'; '.join(other_conditions)}"
+    result: dict[str, Any] = {"seeds": len(other_curves), "spread": spread if other_curves else {}}
+    if len(other_curves) < LEAST_SEEDS:
+        seeds = counted(len(other_curves), "other seed")
         reason = (
-            f"cannot be judged ({seeds} in the store, {LEAST_SEEDS} are needed): {words}; {why}"
+            f"cannot be judged ({seeds} in the store, {LEAST_SEEDS} are needed): {words}; {suffix}"
         )
-        return found | {"verdict": "unjudged", "reason": reason}
-    beyond = [key for key, difference in largest.items() if difference > spread[key]]
-    if beyond or not same_end:
-        beyond_words = ", ".join(beyond) or "how the run ended"
-        reason = f"does not verify: {beyond_words} beyond the spread of {len(others)} other seeds"
-        return found | {"verdict": "differs", "reason": f"{reason}: {words}; {why}"}
-    reason = f"verifies within the spread of {len(others)} other seeds: {words}; {why}"
-    return found | {"verdict": "within", "reason": reason}
+        return result | {"verdict": "unjudged", "reason": reason}
+    outliers = [key for key, difference in largest.items() if difference > spread[key]]
+    if outliers or not same_end:
+        subject = ", ".join(outliers) or "how the run ended"
+        reason = f"does not verify: {subject} beyond the spread of {len(other_curves)} other seeds"
+        return result | {"verdict": "differs", "reason": f"{reason}: {words}; {suffix}"}
+    reason = f"verifies within the spread of {len(other_curves)} other seeds: {words}; {suffix}"
+    return result | {"verdict": "within", "reason": reason}
 
 
 def _listed(largest: Mapping[str, float], spread: Mapping[str, float]) -> str:
@@ -695,23 +701,23 @@ def _listed(largest: Mapping[str, float], spread: Mapping[str, float]) -> str:
 def _other_curves(run: Run, store: Store) -> list[Curves]:
     """Return the curves of those other seeds of a run's cell that have as many epochs."""
     epochs = len(run.metrics())
-    found = [_curves(other) for other in _other_seeds(run, store)]
-    return [curves for curves in found if len(curves.get("epoch", [])) == epochs]
+    all_curves = [_curves(other) for other in _other_seeds(run, store)]
+    return [curves for curves in all_curves if len(curves.get("epoch", [])) == epochs]
 
 
 def _other_seeds(run: Run, store: Store) -> list[Run]:
     """Return the finished runs of a store that differ from a run only in the seed."""
     cell = _cell(run)
-    found = []
+    runs = []
     for other in store.runs():
         with suppress(StoreError):
             if other.name != run.name and _cell(other) == cell and other.verify() == "finished":
-                found.append(other)
-    return found
+                runs.append(other)
+    return runs
 
 
 def _cell(run: Run) -> dict[str, Any]:
     """Return a run's config without its seed and without keys that do not affect its results."""
     irrelevant = ("store", "label", "logger", "probe", "stream")
-    left_out = ("seed", "signature", "schema", *irrelevant)
-    return {key: value for key, value in (run.config or {}).items() if key not in left_out}
+    left_out_keys = ("seed", "signature", "schema", *irrelevant)
+    return {key: value for key, value in (run.config or {}).items() if key not in left_out_keys}

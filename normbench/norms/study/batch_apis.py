@@ -50,10 +50,10 @@ class KerasBatchNormalization(keras.layers.BatchNormalization):
         if inputs.shape[0] is not None or not training:
             return super().call(inputs, training=training and 0 not in inputs.shape, mask=mask)
         averages = (self.moving_mean, self.moving_variance)
-        before = [as_tensor(average) for average in averages]
+        old_values = [as_tensor(average) for average in averages]
         outputs = super().call(inputs, training=training, mask=mask)
-        for average, old in zip(averages, before, strict=True):
-            average.assign(ops.where(ops.shape(inputs)[0] > 0, average, old))
+        for average, old_value in zip(averages, old_values, strict=True):
+            average.assign(ops.where(ops.shape(inputs)[0] > 0, average, old_value))
         return outputs
 
 

@@ -291,17 +291,17 @@ def _min_max(x: Any, axes: Sequence[int], epsilon: float, by_range: bool, valid:
             return _over(ops.min, values, axes), _over(ops.max, values, axes)
         least = _over(ops.min, ops.where(valid, values, np.inf), axes)
         most = _over(ops.max, ops.where(valid, values, -np.inf), axes)
-        some = least <= most  # if no position is valid, use 0 for both
-        return ops.where(some, least, 0.0), ops.where(some, most, 0.0)
+        has_valid = least <= most  # if no position is valid, use 0 for both
+        return ops.where(has_valid, least, 0.0), ops.where(has_valid, most, 0.0)
 
     @ops.custom_gradient
     def function(x: Any) -> Any:
         values = ops.cast(x, "float32")
         least, most = extremes(values)
-        wanted = most - least if by_range else most
-        is_free = ops.abs(wanted) > epsilon
-        floor = ops.where(wanted < 0, -epsilon, epsilon)
-        inverse = 1.0 / ops.where(is_free, wanted, floor)
+        divisor = most - least if by_range else most
+        is_free = ops.abs(divisor) > epsilon
+        floor = ops.where(divisor < 0, -epsilon, epsilon)
+        inverse = 1.0 / ops.where(is_free, divisor, floor)
 
         def gradient(*upstream: Any) -> Any:
             dy = first_gradient(upstream)

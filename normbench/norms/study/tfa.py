@@ -67,7 +67,7 @@ class _Wrapped(ChannelAffine):
     def borrowing(self, addons_class: Any) -> Any:
         """Return a subclass of tensorflow-addons' class that adds its weights to this layer."""
 
-        def add_weight(_: Any, name: str, shape: Any, **others: Any) -> Any:
+        def add_weight(_: Any, name: str, shape: Any, **kwargs: Any) -> Any:
             learned_epsilon = keras.initializers.Constant(_LEARNED_EPSILON)
             initializers = {"gamma": "ones", "beta": "zeros", "learned_epsilon": learned_epsilon}
             return self.float_weight(name, tuple(shape), initializers[name])

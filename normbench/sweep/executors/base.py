@@ -165,12 +165,12 @@ def choose(
     Raises:
         UserError: The executor or one of its options does not exist, or there are several.
     """
-    name, options, others = DEFAULT, dict[str, Any](), list[str]()
+    name, options, other_overrides = DEFAULT, dict[str, Any](), list[str]()
     for text in overrides:
         (override,) = parse([text])
         key = override.key_or_group
         if key != GROUP and not key.startswith(GROUP + "."):
-            others.append(text)
+            other_overrides.append(text)
             continue
         if override.is_sweep_override():
             raise UserError(f"{text!r} names several values: a sweep has one executor")
@@ -182,13 +182,13 @@ def choose(
             value = override.value()
             is_quoted = type(value).__name__ == "QuotedString"
             options[key.removeprefix(GROUP + ".")] = value.text if is_quoted else value
-    chosen = {"name": name, **read_group(GROUP, name, config_dir)}
-    check_name(GROUP, chosen)
-    known = options_of(chosen)
+    spec = {"name": name, **read_group(GROUP, name, config_dir)}
+    check_name(GROUP, spec)
+    defaults = options_of(spec)
     for key in options:
-        if key not in known:
-            raise unknown(f"option of {GROUP}={name}", key, known)
-    return {**chosen, **options}, others
+        if key not in defaults:
+            raise unknown(f"option of {GROUP}={name}", key, defaults)
+    return {**spec, **options}, other_overrides
 
 
 def make(options: Mapping[str, Any]) -> Executor:
@@ -206,8 +206,8 @@ def int_option(name: str, value: Any, least: int, optional: bool = False) -> Any
     if optional and value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        also = " or null" if optional else ""
+        suffix = " or null" if optional else ""
         raise UserError(
-            f"{GROUP}.{name} must be a whole number of at least {least}{also}, got {value!r}"
+            f"{GROUP}.{name} must be a whole number of at least {least}{suffix}, got {value!r}"
         )
     return value

@@ -36,10 +36,10 @@ class Local(Executor):
         list_gpus: Callable[[], list[Gpu]] = visible_gpus,
     ) -> None:
         self._most = int_option("workers", workers, 1, optional=True)
-        wanted = int_option("gpus", gpus, 0, optional=True)
+        gpu_count = int_option("gpus", gpus, 0, optional=True)
         self._jobs_per_gpu = int_option("jobs_per_gpu", jobs_per_gpu, 1, optional=True)
         self._retries = int_option("retries", retries, 0)
-        self._gpus = list_gpus()[:wanted] if wanted != 0 else []
+        self._gpus = list_gpus()[:gpu_count] if gpu_count != 0 else []
         self._slots: list[Slot] = []
         self._pool = WorkerPool()
 
@@ -53,15 +53,15 @@ class Local(Executor):
         return [slot.name for slot in self._slots]
 
     def check(self, configs: Sequence[Config]) -> list[str]:
-        found = self._pool.ask(self._slots, "check", configs, _building_failed)
+        answers = self._pool.ask(self._slots, "check", configs, _building_failed)
         if not self._gpus:
-            return found
+            return answers
         return [
             f"devices={config.devices}: executor=local trains a cell on one GPU; executor=inline "
             "trains on several"
             if config.devices > 1
             else answer
-            for config, answer in zip(configs, found, strict=True)
+            for config, answer in zip(configs, answers, strict=True)
         ]
 
     def check_for_elsewhere(self, configs: Sequence[Config]) -> list[str]:
@@ -91,8 +91,8 @@ class Local(Executor):
             return
         cores_per_gpu = max(1, threads.cores() // len(self._gpus))
         per_gpu = [fitting(gpu, need, cores_per_gpu) for gpu in self._gpus]
-        most = min(len(cells), self._most or len(cells))
-        self._slots = on_gpus(self._gpus, per_gpu, most, threads.core_ids())
+        limit = min(len(cells), self._most or len(cells))
+        self._slots = on_gpus(self._gpus, per_gpu, limit, threads.core_ids())
         for name, worker in list(self._pool.items()):
             if worker.slot not in self._slots:  # it uses more cores than its slot has now
                 self._pool.end(name)

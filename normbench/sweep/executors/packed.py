@@ -45,15 +45,15 @@ class PackedJob:
             The results of this session by run name, as plain JSON types.
         """
         cells = [self._cell(order) for order in orders]
-        waiting = [cell for cell in cells if not result_file(self.folder, cell.name).exists()]
+        waiting_cells = [cell for cell in cells if not result_file(self.folder, cell.name).exists()]
         observer = ResultWriter(self.folder)
         stop = Stop()
         # Not SIGTERM: Slurm sends it before preempting a job, which is then requeued.
         handler = signal.signal(signal.SIGINT, lambda number, frame: stop.request())
         try:
             with Local(workers=None if self.gpus else self.workers, gpus=self.gpus) as local:
-                local.allocate(len(waiting))
-                local.run(waiting, self._context(orders), observer, stop)
+                local.allocate(len(waiting_cells))
+                local.run(waiting_cells, self._context(orders), observer, stop)
         finally:
             signal.signal(signal.SIGINT, handler)
         return observer.results
@@ -136,8 +136,8 @@ class PackedCell:
 
     def result(self) -> dict[str, Any]:
         """Return the result of the cell; raise the job's error if it ended before the cell."""
-        found = read_json(result_file(self.folder, self.name)) or self.job.result().get(self.name)
-        return CellResult("interrupted").to_dict() if found is None else found
+        answer = read_json(result_file(self.folder, self.name)) or self.job.result().get(self.name)
+        return CellResult("interrupted").to_dict() if answer is None else answer
 
     def stderr(self) -> str | None:
         return self.job.stderr()

@@ -113,8 +113,8 @@ class Dispatch:
         for slot in self._slots:
             if slot.name in self._busy or not self._waiting:
                 continue
-            busy = sum(s.device == slot.device for s in self._slots if s.name in self._busy)
-            if busy < self._room[slot.device]:
+            count = sum(s.device == slot.device for s in self._slots if s.name in self._busy)
+            if count < self._room[slot.device]:
                 self._start(slot, self._waiting.pop(self._best_for(slot)))
 
     def _best_for(self, slot: Slot) -> int:
@@ -129,9 +129,9 @@ class Dispatch:
             for index, attempt in enumerate(self._waiting):
                 if attempt.cell.program == worker.program:
                     return index
-        elsewhere = {other.program for name, other in self._pool.items() if name != slot.name}
+        other_programs = {other.program for name, other in self._pool.items() if name != slot.name}
         for index, attempt in enumerate(self._waiting):
-            if attempt.cell.program not in elsewhere:
+            if attempt.cell.program not in other_programs:
                 return index
         return len(self._waiting) - 1
 
@@ -273,8 +273,8 @@ class WorkerPool(dict[str, "WorkerProcess"]):
         with selectors.DefaultSelector() as selector:
             for name in names:
                 selector.register(self[name], selectors.EVENT_READ, name)
-            ready = [key.data for key, _ in selector.select(WAIT)]
-        for name in ready:
+            ready_names = [key.data for key, _ in selector.select(WAIT)]
+        for name in ready_names:
             yield name, self[name].read()
 
     def ask(
@@ -292,22 +292,22 @@ class WorkerPool(dict[str, "WorkerProcess"]):
             configs: The configs, asked about one by one, grouped by backend.
             if_died: Returns an answer for a worker that died, given how it died.
         """
-        waiting = sorted(range(len(configs)), key=lambda index: configs[index].backend)
+        queue = sorted(range(len(configs)), key=lambda index: configs[index].backend)
         answers: list[Any] = [None] * len(configs)
-        asked: dict[str, int] = {}
-        while waiting or asked:
+        indices: dict[str, int] = {}
+        while queue or indices:
             for slot in slots[: len(configs)]:
-                if waiting and slot.name not in asked:
-                    config = configs[waiting[0]]
+                if queue and slot.name not in indices:
+                    config = configs[queue[0]]
                     message = {"do": question, "config": config.to_dict()}
                     self.worker_for(slot, config).send(message)
-                    asked[slot.name] = waiting.pop(0)
-            for name, messages in self.listen(asked):
+                    indices[slot.name] = queue.pop(0)
+            for name, messages in self.listen(indices):
                 if messages is None:
-                    answers[asked.pop(name)] = if_died(self[name].death())
+                    answers[indices.pop(name)] = if_died(self[name].death())
                     self.end(name)
                 for message in messages or ():
-                    answers[asked.pop(name)] = message["answer"]
+                    answers[indices.pop(name)] = message["answer"]
         return answers
 
     def end(self, name: str) -> None:

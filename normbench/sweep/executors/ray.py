@@ -134,8 +134,8 @@ class RayExecutor(Remote):
         return [tasks[cell.config.backend].remote(context.order(cell)) for cell in cells]
 
     def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
-        done, _ = self._ray.wait(list(handles), num_returns=len(handles), timeout=seconds)
-        return done
+        done_handles, _ = self._ray.wait(list(handles), num_returns=len(handles), timeout=seconds)
+        return done_handles
 
     def result(self, handle: Any) -> CellResult:
         from ray import exceptions

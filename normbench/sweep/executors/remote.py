@@ -57,41 +57,41 @@ class Remote(Executor):
         observer: SweepObserver,
         stop: Stop,
     ) -> None:
-        waiting = dict(zip(self.submit(cells, context), cells, strict=True)) if cells else {}
-        running: dict[str, float] = {}  # when each running cell was first seen, by name
-        stops_passed_on, looked = 0, 0.0
-        while waiting:
-            for handle in self.wait(list(waiting), LOOK / 4):
-                self._end(waiting.pop(handle), handle, running, context, observer, stop)
-            if time.monotonic() - looked > LOOK:
-                looked = time.monotonic()
-                for cell in waiting.values():
-                    _look(cell, running, context, observer)
+        waiting_cells = dict(zip(self.submit(cells, context), cells, strict=True)) if cells else {}
+        start_times: dict[str, float] = {}  # when each running cell was first seen, by name
+        stops_passed_on, last_look = 0, 0.0
+        while waiting_cells:
+            for handle in self.wait(list(waiting_cells), LOOK / 4):
+                self._end(waiting_cells.pop(handle), handle, start_times, context, observer, stop)
+            if time.monotonic() - last_look > LOOK:
+                last_look = time.monotonic()
+                for cell in waiting_cells.values():
+                    _look(cell, start_times, context, observer)
             if stop.requests > stops_passed_on:
                 stops_passed_on = stop.requests
-                self.withdraw(list(waiting), at_once=stop.requests > 1)
+                self.withdraw(list(waiting_cells), at_once=stop.requests > 1)
             observer.idle()
 
     def _end(
         self,
         cell: PlannedCell,
         handle: Any,
-        running: dict[str, float],
+        start_times: dict[str, float],
         context: SweepContext,
         observer: SweepObserver,
         stop: Stop,
     ) -> None:
         """Report the end of a cell whose job has ended."""
         result = self.result(handle)
-        began = running.pop(cell.name, None)
+        start = start_times.pop(cell.name, None)
         run = context.store.run(cell.name)
         try:
             status = run.status
         except NormbenchError:
             status = "unreadable"
-        if result.result == "interrupted" and began is None and status == "missing":
+        if result.result == "interrupted" and start is None and status == "missing":
             return  # withdrawn before it was started
-        if began is None:
+        if start is None:
             observer.started(cell, "")
         if result.cause == "died":
             if status in ("finished", "diverged"):  # it died after writing the last file
@@ -100,13 +100,13 @@ class Remote(Executor):
                 result = CellResult("interrupted")
             else:
                 mark_failed(run, result.error, context.command)
-        if not result.seconds and began is not None:
-            result = replace(result, seconds=time.monotonic() - began)
+        if not result.seconds and start is not None:
+            result = replace(result, seconds=time.monotonic() - start)
         observer.ended(cell, result)
 
 
 def _look(
-    cell: PlannedCell, running: dict[str, float], context: SweepContext, observer: SweepObserver
+    cell: PlannedCell, start_times: dict[str, float], context: SweepContext, observer: SweepObserver
 ) -> None:
     """Report the progress of a submitted cell, as read from the store."""
     run = context.store.run(cell.name)
@@ -116,8 +116,8 @@ def _look(
         host, facts = (run.meta or {}).get("host"), stored_progress(run, cell.config.epochs)
     except NormbenchError:  # reported when the job has ended
         return
-    if cell.name not in running:
-        running[cell.name] = time.monotonic()
+    if cell.name not in start_times:
+        start_times[cell.name] = time.monotonic()
         observer.started(cell, str(host))
     observer.progress(cell, facts)
 

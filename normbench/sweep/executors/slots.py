@@ -55,18 +55,18 @@ def visible_gpus(
     environment: Mapping[str, str] = os.environ,
 ) -> list[Gpu]:
     """Return those of the driver's GPUs that ``CUDA_VISIBLE_DEVICES`` makes visible."""
-    chosen = environment.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None and chosen.strip() in ("", "-1"):
+    devices = environment.get("CUDA_VISIBLE_DEVICES")
+    if devices is not None and devices.strip() in ("", "-1"):
         return []
-    known = driver()
-    if chosen is None:
-        return [Gpu(str(index), gpu["free"]) for index, gpu in enumerate(known)]
+    driver_gpus = driver()
+    if devices is None:
+        return [Gpu(str(index), gpu["free"]) for index, gpu in enumerate(driver_gpus)]
     gpus = []
-    for name in chosen.split(","):
+    for name in devices.split(","):
         index = int(name) if name.strip().isdigit() else None
-        if index is not None and index >= len(known):
+        if index is not None and index >= len(driver_gpus):
             break  # like CUDA, which ignores everything after a GPU that does not exist
-        gpus.append(Gpu(name.strip(), None if index is None else known[index]["free"]))
+        gpus.append(Gpu(name.strip(), None if index is None else driver_gpus[index]["free"]))
     return gpus
 
 

@@ -149,23 +149,25 @@ class Slurm(Remote):
         folders = [folder / str(number) for number in range(len(shares))]
         jobs = []
         with executor.batch():  # as one job array
-            for share, inside in zip(shares, folders, strict=True):
-                inside.mkdir(parents=True)
+            for share, job_folder in zip(shares, folders, strict=True):
+                job_folder.mkdir(parents=True)
                 orders = [context.order(cell) for cell in share]
-                jobs.append(executor.submit(PackedJob(inside, cpus, gpus), orders))
+                jobs.append(executor.submit(PackedJob(job_folder, cpus, gpus), orders))
         return [
-            PackedCell(job, inside, cell.name)
-            for job, inside, share in zip(jobs, folders, shares, strict=True)
+            PackedCell(job, job_folder, cell.name)
+            for job, job_folder, share in zip(jobs, folders, shares, strict=True)
             for cell in share
         ]
 
     def wait(self, handles: Sequence[Any], seconds: float) -> list[Any]:
         if self._queue is not None:
             self._lost |= self._queue.lost(handle.job_id for handle in handles)
-        done = [handle for handle in handles if handle.job_id in self._lost or handle.done()]
-        if not done:
+        done_handles = [
+            handle for handle in handles if handle.job_id in self._lost or handle.done()
+        ]
+        if not done_handles:
             time.sleep(seconds)
-        return done
+        return done_handles
 
     def result(self, handle: Any) -> CellResult:
         if handle.job_id in self._lost and not handle.done():
@@ -182,8 +184,8 @@ class Slurm(Remote):
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             if any(OUT_OF_TIME in line for line in lines):
                 return CellResult("failed", "died", self._out_of_time())
-            how = f"{handle.state}: {lines[0][:300]}" if lines else str(handle.state)
-            return CellResult("failed", "died", f"Slurm's job {handle.job_id} {how}")
+            ending = f"{handle.state}: {lines[0][:300]}" if lines else str(handle.state)
+            return CellResult("failed", "died", f"Slurm's job {handle.job_id} {ending}")
 
     def _out_of_time(self) -> str:
         minutes = self._parameters["timeout_min"]
@@ -272,10 +274,10 @@ class SlurmQueue:
         if time.monotonic() - self._asked < LOOK:
             return set()
         self._asked = time.monotonic()
-        queued = self._ask()
-        if queued is None:
+        queue = self._ask()
+        if queue is None:
             return set()
-        missing = set(ids) - queued
+        missing = set(ids) - queue
         lost, self._missed = missing & self._missed, missing
         return lost
 
@@ -301,7 +303,7 @@ def stop_softly(ids: Iterable[str]) -> None:
 def _call(command: list[str]) -> str | None:
     """Return the output of a command, or None if it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return process.stdout if process.returncode == 0 else None

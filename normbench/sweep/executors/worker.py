@@ -81,15 +81,15 @@ class Worker:
         except BrokenPipeError:  # the sweep is gone, and the last run has ended
             pass
 
-    def _carry_out(self, do: str, message: Mapping[str, Any]) -> None:
-        if do == "train":
+    def _carry_out(self, action: str, message: Mapping[str, Any]) -> None:
+        if action == "train":
             self._send("ended", **self._train(message).to_dict())
-        elif do == "memory":
+        elif action == "memory":
             config = Config.from_dict(message["config"])
             self._send("answer", answer=memory(config, self._warm))
         else:
-            config, here = Config.from_dict(message["config"]), do == "check"
-            self._send("answer", answer=refusal(config, self._warm, self._built, here))
+            config, is_local = Config.from_dict(message["config"]), action == "check"
+            self._send("answer", answer=refusal(config, self._warm, self._built, is_local))
 
     def _listen(self) -> None:
         try:
@@ -150,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     pin([int(core) for core in arguments.cores.split(",") if core])
     faulthandler.enable()
     orders, answers = os.dup(0), os.dup(1)
-    with Path(os.devnull).open("rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
+    with Path(os.devnull).open("rb") as null_device:
+        os.dup2(null_device.fileno(), 0)
     os.dup2(2, 1)
     Worker(orders, answers).serve()
     return 0
