@@ -241,7 +241,7 @@ def test_edited_layer_and_replaced_data_are_reported_and_trained_again(
     sweep = ["sweep", *project.overrides(), "executor=inline", "--dry-run", *project.at]
     assert main(sweep) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "mixed: 1 of 1 complete cells: the run was trained with own_layer.Scaled" in printed
+    assert "mixed: 1 of 1 complete runs: the run was trained with own_layer.Scaled" in printed
     assert main([*sweep, "--again"]) == 0
     assert "missing" in capsys.readouterr().out
     assert run.meta["own"] == first  # a dry run changes nothing

@@ -37,7 +37,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 def rows(config_dir: str | Path | None = None) -> list[dict[str, Any]]:
     """Return a row for each experiment and scale.
 
-    Keys: ``experiment``, ``scale``, ``cells``, ``trials`` (0 if nothing is tuned), ``minutes``,
+    Keys: ``experiment``, ``scale``, ``runs``, ``trials`` (0 if nothing is tuned), ``minutes``,
     ``asks``.
     """
     entries = []

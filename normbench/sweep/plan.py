@@ -211,7 +211,7 @@ def other_versions(cells: Iterable[PlannedCell], store: Store, now: Mapping[str,
         now: The provenance of this process: see :func:`normbench.store.provenance.collect`.
 
     Returns:
-        A line for each difference, such as ``5 of 12 finished cells trained by commit 1a2b3c4, but
+        A line for each difference, such as ``5 of 12 finished runs trained by commit 1a2b3c4, but
         this is commit 5d6e7f8``.
     """
     complete = [cell for cell in cells if cell.state in ("finished", "diverged")]
@@ -225,7 +225,7 @@ def other_versions(cells: Iterable[PlannedCell], store: Store, now: Mapping[str,
         for package, number in (meta.get("versions") or {}).items():
             if now["versions"].get(package) not in (number, None):
                 versions[(package, number)] += 1
-    scope = f"of {len(complete)} finished cells"
+    scope = f"of {len(complete)} finished runs"
     lines = [
         f"{count} {scope} trained by {commit}, but this is {current}"
         for commit, count in commits.items()
@@ -263,7 +263,7 @@ def changed_components(cells: Iterable[PlannedCell], store: Store) -> list[str]:
         if current:
             old_code = (store.run(cell.name).meta or {}).get("own")
             changes.update(own_changes(old_code, current))
-    scope = f"of {len(complete)} complete cells"
+    scope = f"of {len(complete)} complete runs"
     lines = [
         f"{count} {scope}: {line} (--again retrains the sweep)" for line, count in changes.items()
     ]

@@ -36,6 +36,7 @@ def unpacked(archive: Path, folder: Path) -> Path:
     return folder / "paper"
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_archive_does_not_depend_on_the_location_of_the_store(store: Path, tmp_path: Path) -> None:
     first = pack(store, tmp_path / "paper.tar.gz", say=quiet).read_bytes()
     store.rename(moved := tmp_path / "elsewhere")
@@ -212,6 +213,7 @@ def user_files(archive: Path) -> list[str]:
         return [name for name in names if Path(name).suffix and name.startswith("own/")]
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_only_user_files_that_runs_name_are_packed(
     store: Path, components: UserComponents, tmp_path: Path, synth: SimpleNamespace
 ) -> None:
@@ -247,6 +249,7 @@ def test_user_config_of_a_shipped_component_is_packed_if_a_run_names_it(
     assert user_files(archive) == ["own/conf/norm/gn64.yaml"]
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_nothing_is_added_without_user_components(
     store: Path, components: UserComponents, tmp_path: Path
 ) -> None:

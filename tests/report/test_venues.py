@@ -17,6 +17,7 @@ from normbench.report import Grid, build, figures, load, studies
 from normbench.report.figures import style
 from normbench.report.metrics import METRICS
 from normbench.report.venues import DEFAULT, FORMATS, VENUES, find_venue, parse_formats
+from tests.marks import slow_except
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_panels_shrink_by_up_to_a_quarter_to_fit_a_slide(inches: float, drawn: f
     assert figure.get_size_inches() == pytest.approx([12.6, drawn])
 
 
-@pytest.mark.parametrize("name", VENUES)
+@pytest.mark.parametrize("name", slow_except(("nature", "slides"), VENUES))
 def test_figures_have_the_width_of_the_venue_and_readable_text(
     name: str, grid_of_seven: Grid
 ) -> None:

@@ -44,5 +44,6 @@ def test_unknown_names_are_refused_before_anything_runs():
         expand(["norm=bn,gm"])
 
 
+@pytest.mark.slow
 def test_two_thousand_cells_expand_in_seconds():
     assert len(expand(["norm=bn,gn", "batch=16,32,64,128", "seed=range(0,250)"])) == 2000

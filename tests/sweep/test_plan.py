@@ -141,12 +141,13 @@ def test_cells_trained_by_other_versions_or_commits_are_flagged(grid, tmp_store)
     now = {"git": {"commit": "a" * 40, "dirty": False}, "versions": {"keras": "3.15.1"}}
     lines = other_versions(plan(grid("seed=range(0,4)"), store).cells, store, now)
     assert lines == [
-        f"1 of 3 finished cells trained by commit {'b' * 10}, but this is commit {'a' * 10}",
-        f"1 of 3 finished cells trained by an installed normbench, but this is commit {'a' * 10}",
-        "1 of 3 finished cells trained with keras 3.0, but this is 3.15.1",
+        f"1 of 3 finished runs trained by commit {'b' * 10}, but this is commit {'a' * 10}",
+        f"1 of 3 finished runs trained by an installed normbench, but this is commit {'a' * 10}",
+        "1 of 3 finished runs trained with keras 3.0, but this is 3.15.1",
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True], ids=["empty store", "full store"])
 def test_two_thousand_cells_are_planned_in_seconds(grid, tmp_store, full):
     store = Store(tmp_store)

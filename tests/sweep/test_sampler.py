@@ -328,7 +328,12 @@ def values_of(store: Store) -> list:
             id="first round",
             marks=pytest.mark.slow,
         ),
-        pytest.param("normbench.sweep.tune:Tuner.extend 3", 22, id="between rounds"),
+        pytest.param(
+            "normbench.sweep.tune:Tuner.extend 3",
+            22,
+            id="between rounds",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("normbench.sweep.phases:_Recorder.ended 24", 23, id="within a round"),
     ],
 )

@@ -113,7 +113,12 @@ def uninterrupted(tmp_path_factory):
             id="before look 1",
             marks=pytest.mark.slow,
         ),
-        pytest.param("normbench.report.rounds:NarrowIntervals.look 2", 1, id="before look 2"),
+        pytest.param(
+            "normbench.report.rounds:NarrowIntervals.look 2",
+            1,
+            id="before look 2",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_killed_sweep_resumes_with_the_same_results(

@@ -57,7 +57,7 @@ class Local(Executor):
         if not self._gpus:
             return answers
         return [
-            f"devices={config.devices}: executor=local trains a cell on one GPU; executor=inline "
+            f"devices={config.devices}: executor=local trains a run on one GPU; executor=inline "
             "trains on several"
             if config.devices > 1
             else answer
