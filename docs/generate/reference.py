@@ -16,7 +16,7 @@ from typing import Any
 from normbench.cli import COMMANDS, build_parser
 from normbench.cli.experiments import details
 from normbench.cli.explain import explained
-from normbench.cli.norms import FIELDS, Catalogue, Described
+from normbench.cli.norms import FIELDS, Catalog, Described
 from normbench.cli.parser import Parser
 from normbench.components import group_file, group_options, header, read_group
 from normbench.config import compose
@@ -254,7 +254,7 @@ def experiments() -> str:
 def norms() -> str:
     """Return the page of the normalizations and weight parametrizations."""
     every = group_options()
-    catalogue = Catalogue(
+    catalog = Catalog(
         every["norm"],
         every["norm/weight"],
         lambda override: compose([override]).norm,
@@ -265,8 +265,8 @@ def norms() -> str:
         "`norm=NAME` chooses the normalization and `norm/weight=NAME` a parametrization of the "
         "weights: any goes with any. The layers behind them are [plain Keras layers](layers.md).",
     ]
-    chosen = [(f"norm={name}", catalogue.norm(name)) for name in every["norm"]]
-    chosen += [(f"norm/weight={name}", catalogue.weight(name)) for name in every["norm/weight"]]
+    chosen = [(f"norm={name}", catalog.norm(name)) for name in every["norm"]]
+    chosen += [(f"norm/weight={name}", catalog.weight(name)) for name in every["norm/weight"]]
     for choice, entry in chosen:
         facts = [(name.replace("_", " "), escaped(getattr(entry, name))) for name in FIELDS]
         options = [(code(o.key), code(o.value), escaped(o.about)) for o in entry.options]

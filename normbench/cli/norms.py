@@ -1,4 +1,4 @@
-"""``normbench norms``: the catalogue of normalizations, and the options of each.
+"""``normbench norms``: the catalog of normalizations, and the options of each.
 
 Without a name it prints one line each; ``--long`` adds formula, statistics, parameters and source.
 
@@ -42,7 +42,7 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
 
     folder = arguments.config_dir
     groups = group_options(folder)
-    catalogue = Catalogue(
+    catalog = Catalog(
         groups["norm"],
         groups["norm/weight"],
         lambda override: compose([override], folder).norm,
@@ -51,11 +51,11 @@ def execute(arguments: Namespace, command: Sequence[str]) -> int:
     if arguments.name:
         if arguments.long:
             raise UserError(f"--long is for the list: norms {arguments.name} shows everything")
-        Console().print(details(catalogue.entry(arguments.name)))
+        Console().print(details(catalog.entry(arguments.name)))
     elif arguments.long:
-        print_rows(lambda: rows(catalogue), lambda: page(catalogue, _lines))
+        print_rows(lambda: rows(catalog), lambda: page(catalog, _lines))
     else:
-        print_rows(lambda: short_rows(catalogue), lambda: page(catalogue, _line, _MORE))
+        print_rows(lambda: short_rows(catalog), lambda: page(catalog, _line, _MORE))
     return 0
 
 
@@ -84,7 +84,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class CatalogueEntry:
+class CatalogEntry:
     """Description of a normalization or weight parametrization; each field is one line."""
 
     name: str
@@ -114,7 +114,7 @@ class CatalogueEntry:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Catalog:
     """All normalizations and weight parametrizations of ``conf/norm/``.
 
     Args:
@@ -129,7 +129,7 @@ class Catalogue:
     compose: Callable[[str], Mapping[str, Any]]
     header: Callable[[str, str], str]
 
-    def entry(self, name: str) -> CatalogueEntry:
+    def entry(self, name: str) -> CatalogEntry:
         """Describe a file of ``conf/norm/``, or else one of ``conf/norm/weight/``.
 
         Raises:
@@ -141,11 +141,11 @@ class Catalogue:
             return self.weight(name)
         raise unknown("norm", name, {*self.norms, *self.weights})
 
-    def norm(self, name: str) -> CatalogueEntry:
+    def norm(self, name: str) -> CatalogEntry:
         """Describe a file of ``conf/norm/``."""
         return _norm_entry(name, self.compose(f"norm={name}"), self.header("norm", name))
 
-    def weight(self, name: str) -> CatalogueEntry:
+    def weight(self, name: str) -> CatalogEntry:
         """Describe a file of ``conf/norm/weight/``."""
         spec = self.compose(f"norm/weight={name}")["weight"]
         placeholder = {**_NOTHING, "formula": "Ŵ = W"}
@@ -153,7 +153,7 @@ class Catalogue:
         return _entry(name, self.header("norm/weight", name), fields, options)
 
 
-def _norm_entry(name: str, spec: Mapping[str, Any], header: str) -> CatalogueEntry:
+def _norm_entry(name: str, spec: Mapping[str, Any], header: str) -> CatalogEntry:
     parts = [("", "norm", spec)]
     placements = [
         (place, f"norm.places.{place}", g) for place, g in (spec.get("places") or {}).items()
@@ -186,9 +186,9 @@ def _entry(
     fields: Mapping[str, str],
     options: Iterable[Option],
     has_weight: bool = False,
-) -> CatalogueEntry:
+) -> CatalogEntry:
     texts = {field: fields[field] for field in FIELDS}
-    return CatalogueEntry(
+    return CatalogEntry(
         name=name, summary=summary, **texts, options=tuple(options), has_weight=has_weight
     )
 
@@ -230,23 +230,23 @@ def _joined(parts: Iterable[tuple[str, str]]) -> str:
     return "; ".join(f"{prefix}{text}" for prefix, text in parts if text != "none") or "none"
 
 
-def rows(catalogue: Catalogue) -> list[dict[str, str]]:
+def rows(catalog: Catalog) -> list[dict[str, str]]:
     """Return a row of plain text for each normalization and weight parametrization."""
     return [
         {"choice": choice, **{field: getattr(entry, field) for field in FIELDS}}
-        for choice, entry in _choices(catalogue)
+        for choice, entry in _choices(catalog)
     ]
 
 
-def short_rows(catalogue: Catalogue) -> list[dict[str, str]]:
+def short_rows(catalog: Catalog) -> list[dict[str, str]]:
     """Return the choice and its title for each normalization and weight parametrization."""
-    return [{"choice": choice, "title": entry.title} for choice, entry in _choices(catalogue)]
+    return [{"choice": choice, "title": entry.title} for choice, entry in _choices(catalog)]
 
 
-def _choices(catalogue: Catalogue) -> list[tuple[str, CatalogueEntry]]:
+def _choices(catalog: Catalog) -> list[tuple[str, CatalogEntry]]:
     return [
-        *((f"norm={name}", catalogue.norm(name)) for name in catalogue.norms),
-        *((f"norm/weight={name}", catalogue.weight(name)) for name in catalogue.weights),
+        *((f"norm={name}", catalog.norm(name)) for name in catalog.norms),
+        *((f"norm/weight={name}", catalog.weight(name)) for name in catalog.weights),
     ]
 
 
@@ -254,17 +254,17 @@ _MORE = "normbench norms gn shows one in full, --long more of each"
 
 
 def page(
-    catalogue: Catalogue, show: Callable[[CatalogueEntry, int], RenderableType], end: str = ""
+    catalog: Catalog, show: Callable[[CatalogEntry, int], RenderableType], end: str = ""
 ) -> RenderableType:
-    """Return the catalogue for a terminal of any width.
+    """Return the catalog for a terminal of any width.
 
     Args:
-        catalogue: The catalogue.
+        catalog: The catalog.
         show: Renders an entry, given the width of the longest name.
         end: The last line.
     """
-    norms = [catalogue.norm(name) for name in catalogue.norms]
-    weights = [catalogue.weight(name) for name in catalogue.weights]
+    norms = [catalog.norm(name) for name in catalog.norms]
+    weights = [catalog.weight(name) for name in catalog.weights]
     width = max(len(entry.name) for entry in [*norms, *weights])
     sections = {
         "norm=NAME": [entry for entry in norms if not entry.has_weight],
@@ -280,8 +280,8 @@ def page(
     return Group(*parts)
 
 
-def details(entry: CatalogueEntry) -> RenderableType:
-    """Return one entry of the catalogue with its options."""
+def details(entry: CatalogEntry) -> RenderableType:
+    """Return one entry of the catalog with its options."""
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column()
@@ -303,12 +303,12 @@ def details(entry: CatalogueEntry) -> RenderableType:
     return Group(*parts)
 
 
-def _line(entry: CatalogueEntry, width: int) -> RenderableType:
+def _line(entry: CatalogEntry, width: int) -> RenderableType:
     line = Text(no_wrap=True, overflow="ellipsis")
     return line.append(entry.name.ljust(width + 2), entry.style).append(entry.title)
 
 
-def _lines(entry: CatalogueEntry, width: int) -> RenderableType:
+def _lines(entry: CatalogEntry, width: int) -> RenderableType:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(width=width, no_wrap=True)
     table.add_column()

@@ -1,7 +1,7 @@
 """The report: tables, figures and a web page on the runs of a store, without TensorFlow.
 
-``normbench.report.report.report`` writes all of them. To analyse a store by hand, as in
-``notebooks/analyse_a_store.ipynb``: :func:`load` the store (:func:`load_stores` reads several),
+``normbench.report.report.report`` writes all of them. To analyze a store by hand, as in
+``notebooks/analyze_a_store.ipynb``: :func:`load` the store (:func:`load_stores` reads several),
 split it into :func:`studies`, :func:`build` the grid of a metric, then make tables and figures of
 the grid.
 

@@ -28,7 +28,7 @@ class NormStyle(NamedTuple):
 
 
 NORMS = {
-    "none": NormStyle("No norm", "grey", "h"),
+    "none": NormStyle("No norm", "gray", "h"),
     "bn": NormStyle("BN", "blue", "o"),
     "bn_ws": NormStyle("BN+WS", "sky", "D"),
     "gn": NormStyle("GN", "vermilion", "s"),
@@ -54,7 +54,7 @@ NORMS = {
     "switchable": NormStyle("SwitchNorm", "teal", "s"),
     "iternorm": NormStyle("IterNorm", "indigo", "D"),
     "dyt": NormStyle("DyT", "sand", "v"),
-    "lrn": NormStyle("LRN", "grey", "s"),
+    "lrn": NormStyle("LRN", "gray", "s"),
     "bcn": NormStyle("BCN", "sand", "8"),
     "xbn": NormStyle("XBN", "teal", "*"),
     "xbn_pre": NormStyle("XBN (first)"),

@@ -1,4 +1,4 @@
-"""The catalogue page, whose only sources are the classes and the config files."""
+"""The catalog page, whose only sources are the classes and the config files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from normbench.cli import main
 from normbench.cli.norms import (
     _MORE,
     FIELDS,
-    Catalogue,
+    Catalog,
     Described,
     _line,
     _lines,
@@ -32,9 +32,9 @@ from normbench.errors import UserError
 GROUPS = group_options()
 
 
-def catalogue_of(config_dir: Path | None = None) -> Catalogue:
+def catalog_of(config_dir: Path | None = None) -> Catalog:
     groups = group_options(config_dir)
-    return Catalogue(
+    return Catalog(
         groups["norm"],
         groups["norm/weight"],
         lambda choice: compose([choice], config_dir).norm,
@@ -42,7 +42,7 @@ def catalogue_of(config_dir: Path | None = None) -> Catalogue:
     )
 
 
-CATALOGUE = catalogue_of()
+CATALOG = catalog_of()
 
 
 def text_of(shown: Any, width: int = 100) -> str:
@@ -53,7 +53,7 @@ def text_of(shown: Any, width: int = 100) -> str:
 
 @pytest.mark.parametrize("name", GROUPS["norm"])
 def test_every_norm_is_fully_described(name: str) -> None:
-    entry = CATALOGUE.norm(name)
+    entry = CATALOG.norm(name)
     spec = compose([f"norm={name}"]).norm
     assert entry.summary, f"conf/norm/{name}.yaml has no comment at its top"
     for field in FIELDS:
@@ -72,7 +72,7 @@ def test_every_norm_is_fully_described(name: str) -> None:
 
 @pytest.mark.parametrize("name", GROUPS["norm/weight"])
 def test_every_weight_parametrization_is_fully_described(name: str) -> None:
-    entry = CATALOGUE.weight(name)
+    entry = CATALOG.weight(name)
     spec = compose([f"norm/weight={name}"]).norm["weight"]
     assert entry.summary
     if spec["_target_"] is not None:
@@ -85,8 +85,8 @@ def test_every_weight_parametrization_is_fully_described(name: str) -> None:
 
 
 def test_norm_weight_pair_combines_both_descriptions() -> None:
-    entry = CATALOGUE.entry("gn_ws")
-    norm, weight = CATALOGUE.entry("gn"), CATALOGUE.weight("ws")
+    entry = CATALOG.entry("gn_ws")
+    norm, weight = CATALOG.entry("gn"), CATALOG.weight("ws")
     assert entry.formula == f"{norm.formula}; kernels: {weight.formula}"
     assert entry.state == "none"
     assert entry.parameters == norm.parameters  # ws has none
@@ -95,7 +95,7 @@ def test_norm_weight_pair_combines_both_descriptions() -> None:
 
 
 def test_placement_says_which_norm_is_used_where() -> None:
-    entry = CATALOGUE.entry("xbn")
+    entry = CATALOG.entry("xbn")
     assert entry.computed_over == "batch, space; at mid: space, channels"
     assert entry.source.startswith("Huang et al. 2022")
     keys = {option.key: option.value for option in entry.options}
@@ -104,26 +104,26 @@ def test_placement_says_which_norm_is_used_where() -> None:
 
 
 def test_disabled_scale_and_shift_are_omitted() -> None:
-    entry = CATALOGUE.entry("bn_noaffine")
+    entry = CATALOG.entry("bn_noaffine")
     assert entry.formula == "y = (x − μ)/√(σ² + ε)"
     assert entry.parameters == "none"
 
 
 def test_known_wrong_entries_are_marked() -> None:
-    wrong = {name for name in CATALOGUE.weights if CATALOGUE.weight(name).is_wrong}
+    wrong = {name for name in CATALOG.weights if CATALOG.weight(name).is_wrong}
     assert wrong == {"ws_assign", "ws_regularizer"}
-    assert CATALOGUE.entry("gn_ws_assign").is_wrong
-    assert not CATALOGUE.entry("gn_ws").is_wrong
+    assert CATALOG.entry("gn_ws_assign").is_wrong
+    assert not CATALOG.entry("gn_ws").is_wrong
 
 
 def test_unknown_name_is_refused_with_the_nearest_match() -> None:
     with pytest.raises(UserError, match=r"unknown norm 'gn_wss': did you mean 'gn_ws'\?"):
-        CATALOGUE.entry("gn_wss")
+        CATALOG.entry("gn_wss")
 
 
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_list_has_one_line_per_entry_at_any_width(width: int) -> None:
-    shown = text_of(page(CATALOGUE, _line, _MORE), width).splitlines()
+    shown = text_of(page(CATALOG, _line, _MORE), width).splitlines()
     assert max(map(len, shown)) <= width
     count = len(GROUPS["norm"]) + len(GROUPS["norm/weight"])
     assert len(shown) == count + 3 + 4  # headings, empty lines and the last line
@@ -131,11 +131,11 @@ def test_list_has_one_line_per_entry_at_any_width(width: int) -> None:
     names = {*GROUPS["norm"], *GROUPS["norm/weight"]}
     assert names <= {line.split()[0] for line in shown if line}
     assert f"{'gn':<26}Group Normalization" in [line.rstrip() for line in shown]
-    assert len(short_rows(CATALOGUE)) == count
+    assert len(short_rows(CATALOG)) == count
 
 
 def test_titles_are_complete_and_have_no_period() -> None:
-    titles = {row["choice"]: row["title"] for row in short_rows(CATALOGUE)}
+    titles = {row["choice"]: row["title"] for row in short_rows(CATALOG)}
     assert titles["norm=gn"] == "Group Normalization"
     assert titles["norm=rms"].endswith(" over space and channels")
     assert all(titles.values())
@@ -154,15 +154,15 @@ def test_long_option_adds_formulas(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("width", [60, 140])
 def test_long_page_shows_every_name_at_any_width(width: int) -> None:
-    shown = text_of(page(CATALOGUE, _lines), width)
+    shown = text_of(page(CATALOG, _lines), width)
     words = set(shown.split())
     assert {*GROUPS["norm"], *GROUPS["norm/weight"]} <= words
     assert max(map(len, shown.splitlines())) <= width
-    assert len(rows(CATALOGUE)) == len(GROUPS["norm"]) + len(GROUPS["norm/weight"])
+    assert len(rows(CATALOG)) == len(GROUPS["norm"]) + len(GROUPS["norm/weight"])
 
 
 def test_details_show_each_option_with_its_value() -> None:
-    shown = text_of(details(CATALOGUE.entry("gn_ws")))
+    shown = text_of(details(CATALOG.entry("gn_ws")))
     assert "norm.groups" in shown
     assert "Number of groups; must divide the channels" in shown
     assert "norm.weight.epsilon" in shown
@@ -189,7 +189,7 @@ def test_normalization_from_outside_the_package_is_described(
         "_target_: outside_norms.Mine\nfactor: 2\ngroups: 4\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    entry = catalogue_of(tmp_path).entry("mine")
+    entry = catalog_of(tmp_path).entry("mine")
     assert entry.summary == "One of ours."
     assert entry.formula == "y = GN(x)/2"
     assert entry.source == "ours"
@@ -200,16 +200,16 @@ def test_normalization_from_outside_the_package_is_described(
     assert about["norm.groups"].startswith("Number of groups")
     (tmp_path / "norm" / "yours.yaml").write_text("name: yours\n_target_: outside_norms.Yours\n")
     with pytest.raises(UserError, match=r"outside_norms\.Yours': there is no such class"):
-        catalogue_of(tmp_path).entry("yours")
+        catalog_of(tmp_path).entry("yours")
 
 
-def test_catalogue_does_not_import_keras() -> None:
+def test_catalog_does_not_import_keras() -> None:
     program = (
         "import sys\n"
         "from normbench.config import compose\n"
         "from normbench.components import header\n"
-        "from normbench.cli.norms import Catalogue\n"
-        "c = Catalogue(['gn_ws', 'xbn'], ['ws'], lambda o: compose([o]).norm, header)\n"
+        "from normbench.cli.norms import Catalog\n"
+        "c = Catalog(['gn_ws', 'xbn'], ['ws'], lambda o: compose([o]).norm, header)\n"
         "c.norm('gn_ws'), c.norm('xbn'), c.weight('ws')\n"
         "print(*sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))\n"
     )
@@ -222,8 +222,8 @@ def test_catalogue_does_not_import_keras() -> None:
 def test_defaults_stated_in_docstrings_match_the_config_files():
     pattern = re.compile(r"default (?:is |of )?(\S*\w)", re.IGNORECASE)
     assert pattern.findall("By default 32, as in the paper") == ["32"]
-    choices = [f"norm={name}" for name in CATALOGUE.norms]
-    choices += [f"norm/weight={name}" for name in CATALOGUE.weights]
+    choices = [f"norm={name}" for name in CATALOG.norms]
+    choices += [f"norm/weight={name}" for name in CATALOG.weights]
     for choice in choices:
         tree = compose([choice]).norm
         for spec in (tree, tree["weight"]):

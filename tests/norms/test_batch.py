@@ -280,7 +280,7 @@ def linear_then_bn(weights, u, upstream, run_layer):
 
 
 @pytest.mark.parametrize("a", slow_except_on_jax([0.3], [2.0**-10, 0.3, 7.0, 2.0**10]))
-def test_scale_of_the_weights_is_cancelled(a, run_layer):
+def test_scale_of_the_weights_is_canceled(a, run_layer):
     random = np.random.default_rng(0)
     u, upstream = random.standard_normal((12, 6)), random.standard_normal((12, 4))
     weights = random.standard_normal((6, 4))

@@ -65,7 +65,7 @@ SHARED = FilterResponseNormalization(epsilon=0.0, tlu=False)
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), powers=st.lists(st.integers(-20, 20), min_size=4, max_size=4))
-def test_scale_of_each_channel_is_cancelled(seed, powers, run_layer):
+def test_scale_of_each_channel_is_canceled(seed, powers, run_layer):
     x = np.random.default_rng(seed).standard_normal((2, 5, 3, 4)).astype(np.float32)
     scale = np.float32(2.0) ** np.array(powers, np.float32)
     np.testing.assert_allclose(

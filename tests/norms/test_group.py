@@ -161,7 +161,7 @@ SHARED = {
 @pytest.mark.parametrize("name", SHARED)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), power=st.integers(-30, 30), factor=st.floats(1, 2))
-def test_scale_of_the_input_is_cancelled(name, seed, power, factor, run_layer):
+def test_scale_of_the_input_is_canceled(name, seed, power, factor, run_layer):
     x = images(seed)
     scale = np.float32(factor * 2.0**power)
     plain, scaled = run_layer(SHARED[name], x), run_layer(SHARED[name], scale * x)
@@ -172,7 +172,7 @@ def test_scale_of_the_input_is_cancelled(name, seed, power, factor, run_layer):
 @pytest.mark.parametrize("name", SHARED)
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10**6), shift=st.floats(-30, 30))
-def test_shift_of_the_input_is_cancelled(name, seed, shift, run_layer):
+def test_shift_of_the_input_is_canceled(name, seed, shift, run_layer):
     x = images(seed)
     moved = run_layer(SHARED[name], x + np.float32(shift)).outputs
     np.testing.assert_allclose(moved, run_layer(SHARED[name], x).outputs, atol=1e-4)

@@ -47,7 +47,7 @@ SHARED = PositionalNormalization(epsilon=0.0)
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_scale_and_shift_at_each_position_are_cancelled(seed, run_layer):
+def test_scale_and_shift_at_each_position_are_canceled(seed, run_layer):
     random = np.random.default_rng(seed)
     x = random.standard_normal((2, 5, 3, 8)).astype(np.float32)
     scale = random.uniform(0.5, 2, (2, 5, 3, 1)).astype(np.float32)

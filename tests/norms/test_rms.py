@@ -62,7 +62,7 @@ SHARED = [RMSNormalization(epsilon=0.0), RMSNormalization(epsilon=0.0, per_posit
 @pytest.mark.parametrize("layer", SHARED, ids=["image", "position"])
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), power=st.integers(-30, 30), sign=st.sampled_from([1, -1]))
-def test_scale_is_cancelled_but_shift_is_not(layer, seed, power, sign, run_layer):
+def test_scale_is_canceled_but_shift_is_not(layer, seed, power, sign, run_layer):
     x = np.random.default_rng(seed).standard_normal((2, 5, 3, 8)).astype(np.float32)
     plain = run_layer(layer, x).outputs
     scaled = run_layer(layer, x * np.float32(sign * 2.0**power)).outputs

@@ -259,7 +259,7 @@ def test_network_without_moving_statistics_has_equal_results(loop_of):
 
 def test_layer_that_only_keeps_the_mean_has_no_std_shift():
     inputs = keras.Input((4,))
-    model = keras.Model(inputs, BatchCentering(name="centre")(inputs))
+    model = keras.Model(inputs, BatchCentering(name="center")(inputs))
     from normbench.probes.estimation_shift import shifts
     from normbench.probes.population import Statistics, keepers
 

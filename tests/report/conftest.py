@@ -28,7 +28,7 @@ TRAIN, TEST = 1200, 360
 
 # Final accuracy of a norm at batch 128, and its loss per halving below and doubling above, shaped
 # like the figure in the Group Normalization paper.
-BEHAVIOUR = {
+BEHAVIOR = {
     "bn": (0.962, 0.016, 0.002),
     "gn": (0.951, 0.001, 0.005),
     "gn_ws": (0.966, 0.001, 0.004),
@@ -80,7 +80,7 @@ def curve(
 ) -> list[dict[str, Any]]:
     """Return the epochs of one run; ``until`` is the epoch at which it diverges."""
     rng = np.random.default_rng([zlib.crc32(norm.encode()), batch, seed])
-    best, small, large = BEHAVIOUR.get(norm, (0.94, 0.002, 0.004))
+    best, small, large = BEHAVIOR.get(norm, (0.94, 0.002, 0.004))
     octaves = np.log2(batch / 128)
     final = best - (small * octaves**2 / 3 if octaves < 0 else large * octaves)
     final += rng.normal(0, 0.004)
@@ -276,7 +276,7 @@ def tuned_accuracy(norm: str, batch: int, lr: float, seed: int) -> float | None:
     if octaves > (1.6 if norm == "bn" else 2.2):
         return None
     rng = np.random.default_rng([zlib.crc32(norm.encode()), batch, seed, round(1e6 * lr)])
-    best, width = BEHAVIOUR.get(norm, (0.94, 0.002, 0.004))[0], 0.012 if norm == "bn" else 0.005
+    best, width = BEHAVIOR.get(norm, (0.94, 0.002, 0.004))[0], 0.012 if norm == "bn" else 0.005
     return float(best - width * octaves**2 + rng.normal(0, 0.001))
 
 

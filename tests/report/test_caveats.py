@@ -302,7 +302,7 @@ def test_no_experiment_is_confounded(name: str) -> None:
     assert study.notes == []
 
 
-def test_variants_of_a_labelled_experiment_are_intended() -> None:
+def test_variants_of_a_labeled_experiment_are_intended() -> None:
     study = study_of_experiment("bn_paper_inception")
     (note,) = study.notes
     assert note.startswith("Rows also differ in norm (Inception: No norm, all others: BN), ")

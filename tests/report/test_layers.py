@@ -97,7 +97,7 @@ def test_cells_are_geometric_means_on_one_logarithmic_scale(mapped):
     assert points[0].text == "BN, batch size 32, stem_conv, epoch 1: 0.64"
 
 
-def test_shares_are_percentages_from_zero_and_gaps_are_grey(mapped):
+def test_shares_are_percentages_from_zero_and_gaps_are_gray(mapped):
     drawing = next(d for d in layers.draw(mapped) if d.slug.endswith("dead"))
     for axis in map_axes(drawing):
         (image,) = axis.collections

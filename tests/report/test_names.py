@@ -24,7 +24,7 @@ def test_norm_is_printed_with_its_weight_parametrization(name, printed):
     assert labels.norm(name) == printed
 
 
-def test_every_catalogued_norm_has_a_unique_printed_name():
+def test_every_catalogd_norm_has_a_unique_printed_name():
     printed = {name: labels.norm(name) for name in group_options()["norm"]}
     assert len(set(printed.values())) == len(printed)
     unnamed = [name for name, text in printed.items() if text == name]

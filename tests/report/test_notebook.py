@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "analyse_a_store.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "analyze_a_store.ipynb"
 
 
 def test_notebook_is_committed_without_outputs() -> None:

@@ -396,7 +396,7 @@ def test_studies_with_similar_names_get_separate_files(
     commands.report(tmp_store, by=("norm", "batch", "label"), out=out, say=lambda line: None)
     summaries = [pd.read_csv(path) for path in out.glob("tables/*/summary.csv")]
     assert {tuple(frame["label"].unique()) for frame in summaries} == {(key,) for key in rates}
-    labelled = [path.read_text() for path in out.glob("tables/*/test_acc.tex")]
-    assert len({re.search(r"\\label{(.*)}", tex)[1] for tex in labelled}) == len(rates)
+    labeled = [path.read_text() for path in out.glob("tables/*/test_acc.tex")]
+    assert len({re.search(r"\\label{(.*)}", tex)[1] for tex in labeled}) == len(rates)
     linked = re.findall(r'href="(tables/[^"]+)/summary.csv"', (out / "index.html").read_text())
     assert len(set(linked)) == len(rates)

@@ -45,8 +45,8 @@ def test_group_choices_are_reported_unless_in_the_run_name(overrides, expected):
 
 
 def test_labels_are_reported_but_probes_are_not():
-    plain, labelled = compose(["seed=1"]), compose(["label=a b", "probe=[gradients]"])
-    assert overrides_of(plain, labelled) == ["label=''", "label=a b"]
+    plain, labeled = compose(["seed=1"]), compose(["label=a b", "probe=[gradients]"])
+    assert overrides_of(plain, labeled) == ["label=''", "label=a b"]
 
 
 def test_numbers_compare_by_value_and_missing_keys_have_defaults():

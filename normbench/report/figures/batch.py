@@ -29,7 +29,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
     """Draw the mean of each row against the columns, with the 95 % interval as a band.
 
     If no cell has more than a few runs, each run is a dot instead of the interval. If there are
-    many rows, each has its own panel, with the others in grey behind.
+    many rows, each has its own panel, with the others in gray behind.
 
     A cell with diverged runs whose mean is outside the range of the others is shown as a cross at
     the edge. With ``zero`` the y axis starts at 0. Published results of the same configuration are
@@ -72,7 +72,7 @@ def draw(grid: Grid, references: Sequence[Reference] = (), *, zero: bool = False
     return style.Drawing(
         f"{metric.slug}-by-{study.column_factor or 'all'}",
         f"{metric.label} against {factor}: {study.heading}. {_band(grid)}"
-        + (" Grey: the other rows." if len(panels) > 1 else "")
+        + (" Gray: the other rows." if len(panels) > 1 else "")
         + (" Cross (div.): with diverged runs, beyond the axis." if has_cross else "")
         + outer.caption
         + "".join(f" Star: {reference.text}." for reference in references),
@@ -112,12 +112,12 @@ def _figure(
 
 
 def _draw_others(axis: Axes, grid: Grid, rows: Sequence[Any]) -> None:
-    """Draw the means of other rows in grey, behind the row of the panel."""
+    """Draw the means of other rows in gray, behind the row of the panel."""
     place = _places(grid)
     for row in rows:
         mean, _, _ = _lines([grid.get(row, c) for c in grid.study.columns], grid.metric.scale)
         x = [place[column] for column in grid.study.columns]
-        axis.plot(x, mean, color=style.GREY, linewidth=0.5, alpha=0.35, zorder=1.5)
+        axis.plot(x, mean, color=style.GRAY, linewidth=0.5, alpha=0.35, zorder=1.5)
 
 
 def _draw_row(

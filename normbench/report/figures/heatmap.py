@@ -26,7 +26,7 @@ def figures(grid: Grid) -> list[style.Drawing]:
 def draw(grid: Grid) -> style.Drawing:
     """Draw the paired differences from the baseline; green-blue is better, brown worse.
 
-    Only significant differences (Holm) have a color and a star; others are grey. Cells with
+    Only significant differences (Holm) have a color and a star; others are gray. Cells with
     diverged runs read ``div.``; cells that cannot be compared are empty. The color scale ends at
     the largest difference between cells without diverged runs.
     """
@@ -110,7 +110,7 @@ def draw(grid: Grid) -> style.Drawing:
     return style.Drawing(
         f"{metric.slug}-heatmap",
         f"{metric.label}, difference from {study.in_words(grid.baseline)}{unit}: {study.heading}. "
-        "Green-blue is better, brown worse, p < 0.05 after Holm's correction (*). Grey: not "
+        "Green-blue is better, brown worse, p < 0.05 after Holm's correction (*). Gray: not "
         "significant, or not tested; div.: with diverged runs.",
         figure,
         points,

@@ -221,7 +221,7 @@ def _drawing(
         re.sub(r"[^a-z0-9]+", "-", slug),
         f"{quantity.label} of each layer against epochs: {study.heading}. Layers from the images "
         f"(top) to the logits; {mean} over seeds; one color scale for all panels"
-        f"{f', limited to {_DECADES} decades' if scale[1] else ''}; grey: no value.",
+        f"{f', limited to {_DECADES} decades' if scale[1] else ''}; gray: no value.",
         figure,
         points,
         wide=wide > 1,

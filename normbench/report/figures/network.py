@@ -25,14 +25,14 @@ if TYPE_CHECKING:  # imports Keras
     from normbench.network import LayerCost
 
 KINDS = (".png", ".svg", ".pdf")
-COLOURS = {
+COLORS = {
     "BatchNormalization": style.BLUE,
     "GroupNormalization": style.VERMILION,
     "LayerNormalization": style.PURPLE,
     "InstanceNormalization": style.WINE,
 }
 """Colors of common kinds of normalizations, as in the report's figures."""
-OTHERS = (style.GREEN, style.INDIGO, style.GREY, style.TEAL)
+OTHERS = (style.GREEN, style.INDIGO, style.GRAY, style.TEAL)
 """Colors of other kinds, in order of appearance."""
 MAPPED = "#ffe9ad"
 """Color of layers with a weight parametrization."""
@@ -116,7 +116,7 @@ def draw(network: Network) -> Figure:
     a weight parametrization also have a color.
     """
     block_rows = arrange(network.layers)
-    colors = norm_styles(network.layers, OTHERS, COLOURS)
+    colors = norm_styles(network.layers, OTHERS, COLORS)
     widths = [_widths(row) for row in block_rows]
     inner = max(sum(columns) + _GAP * len(columns) for columns in widths)
     legend = _legend(network, colors)
@@ -299,7 +299,7 @@ def _words(axes: Any, row: Row, y: float, tall: float, width: float) -> None:
         lines.append((f"× {count}", 7.5, "normal", style.INK))
     if row.origins:
         origins = printable(f"from {', '.join(row.origins)}")
-        lines.append((style.wrap(origins, room, 1, 6.5), 6.5, "normal", style.GREY))
+        lines.append((style.wrap(origins, room, 1, 6.5), 6.5, "normal", style.GRAY))
     _lines(axes, 0.18, middle, lines)
     lines = [(by(row.cells[-1].layer.output_shape), 7.5, "normal", style.INK)]
     for total, unit in (
@@ -308,7 +308,7 @@ def _words(axes: Any, row: Row, y: float, tall: float, width: float) -> None:
     ):
         if total:
             times = f"{count} × " if count > 1 else ""
-            lines.append((f"{times}{short(total)} {unit}", 6.2, "normal", style.GREY))
+            lines.append((f"{times}{short(total)} {unit}", 6.2, "normal", style.GRAY))
     _lines(axes, width - _SAYS + 0.14, middle, lines)
 
 
@@ -330,7 +330,7 @@ def _head(axes: Any, network: Network, legend: Sequence[tuple[str, str]]) -> Non
         f"{by(network.images)} images, {network.classes:,} classes  ·  "
         f"{short(total['parameters'])} parameters  ·  {short(total['multiply_adds'])} multiply-adds"
     )
-    _text(axes, 0.14, 0.42, totals, 7.5, style.GREY, align="left")
+    _text(axes, 0.14, 0.42, totals, 7.5, style.GRAY, align="left")
     for index, (text, color) in enumerate(legend):
         y = 0.64 + 0.2 * index
         axes.add_patch(_box(0.16, y - 0.06, 0.24, 0.12, color, color, 0.03))

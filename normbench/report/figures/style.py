@@ -59,7 +59,7 @@ INK, GRID, PAPER = "#1c1c1e", "#d9dadc", "#fefefe"
 """Colors of text and axes, grid lines, and background; a dark page replaces them."""
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
-SKY, ORANGE, GREY, WINE = "#56b4e9", "#e69f00", "#6b6b70", "#882255"
+SKY, ORANGE, GRAY, WINE = "#56b4e9", "#e69f00", "#6b6b70", "#882255"
 INDIGO, OLIVE, TEAL, SAND = "#4b4bb0", "#999933", "#44aa99", "#b8a13a"
 PALETTE = {
     "blue": BLUE,
@@ -68,7 +68,7 @@ PALETTE = {
     "purple": PURPLE,
     "sky": SKY,
     "orange": ORANGE,
-    "grey": GREY,
+    "gray": GRAY,
     "wine": WINE,
     "indigo": INDIGO,
     "olive": OLIVE,
@@ -77,7 +77,7 @@ PALETTE = {
 }
 """Colors of series, by the names used in :data:`normbench.report.names.NORMS`."""
 
-COLOURS = tuple(PALETTE.values())
+COLORS = tuple(PALETTE.values())
 _HANDLE = 0.46  # inches of a legend entry without its name
 _SPACE = 0.12  # inches between the columns of a legend
 LINE = 0.13
@@ -473,8 +473,8 @@ def _look(factor: str, name: str) -> Look:
         place = family.index(name) if name in family else len(family)
         return Look(PALETTE[entry.color], entry.marker, DASHES[place % len(DASHES)])
     number = zlib.crc32(name.encode())
-    color = COLOURS[number % len(COLOURS)]
-    marker = MARKERS[number // len(COLOURS) % len(MARKERS)]
+    color = COLORS[number % len(COLORS)]
+    marker = MARKERS[number // len(COLORS) % len(MARKERS)]
     return Look(color, marker, DASHES[1 + number // 144 % 3])
 
 

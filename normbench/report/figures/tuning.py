@@ -22,7 +22,7 @@ from normbench.report.tuning import CellTuning, Tried
 from normbench.report.tuning_tables import columns_of, heading, rows_of
 
 PANELS = 3  # per row of the page
-_LABELLED = 6  # maximum number of labeled ticks on an axis of values
+_LABELED = 6  # maximum number of labeled ticks on an axis of values
 _STRIP = 0.055  # height of a row of crosses, as a fraction of the axes
 _RANGE = 4.0  # the worst means are cut off beyond this multiple of the better half's range
 
@@ -81,7 +81,7 @@ def _panels(study: Study, names: Sequence[str]) -> _Panels:
     return _Panels(figure, axes[:count], cells, wide)
 
 
-def _labelled(panels: _Panels, x: str, y: str, unit: str) -> str:
+def _labeled(panels: _Panels, x: str, y: str, unit: str) -> str:
     """Label the outer axes; return a sentence if the vertical one is cut."""
     count = len(panels.axes)
     is_cut = unit == "%" and panels.axes[0].get_ylim()[0] > 0
@@ -173,7 +173,7 @@ def sensitivity(study: Study, key: str) -> style.Drawing | None:
             _ticks(axis, ticks, [tuning.value_text(value) for value in values])
         elif log:  # values may lie anywhere, so use the ticks of the scale
             style.plain_log(axis.xaxis, ticks[0], ticks[-1])
-    cut_note = _labelled(panels, capitalized(words(key)), heading(cells), cells[0].metric.unit)
+    cut_note = _labeled(panels, capitalized(words(key)), heading(cells), cells[0].metric.unit)
     style.legend(panels.figure, handles, 8, study.legend_title)
     seeds = max(len(candidate.trials) for cell in cells for candidate in cell.tried)
     description = (
@@ -313,7 +313,7 @@ def _left(limits: _Limits, higher_is_better: bool, is_joined: bool = True) -> st
 
 def _ticks(axis: Axes, ticks: Sequence[float], names: Sequence[str]) -> None:
     """Label the values tried, or every second or third if there are many."""
-    step = -(-len(ticks) // _LABELLED)
+    step = -(-len(ticks) // _LABELED)
     names_by_tick = dict(zip(ticks[::step], names[::step], strict=True))
     axis.xaxis.set_major_locator(FixedLocator(list(names_by_tick)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _nearest(names_by_tick, value)))
@@ -369,7 +369,7 @@ def expected(study: Study) -> style.Drawing:
     has_combinations = any(len(cell.cell.keys) > 1 for cell in study.tuned)
     x_label = "Combinations tried, n" if has_combinations else "Values tried, n"
     metric = study.tuned[0].metric
-    cut_note = _labelled(panels, x_label, f"Best of n: {label[:1].lower()}{label[1:]}", metric.unit)
+    cut_note = _labeled(panels, x_label, f"Best of n: {label[:1].lower()}{label[1:]}", metric.unit)
     style.legend(panels.figure, handles, 8, study.legend_title)
     substitute = "at chance level" if metric.worst else "as the worst other one"
     return style.Drawing(

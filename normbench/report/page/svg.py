@@ -10,7 +10,7 @@ from typing import Any
 from normbench.report.figures import style
 
 _VARIABLES = {style.INK: "--ink", style.GRID: "--grid", style.PAPER: "--paper"} | {
-    color: f"--s-{color[1:]}" for color in style.COLOURS
+    color: f"--s-{color[1:]}" for color in style.COLORS
 }
 _COLORS = re.compile("|".join(map(re.escape, _VARIABLES)), re.I)
 
@@ -21,7 +21,7 @@ DARK = {
     style.PURPLE: "#e39ac3",
     style.SKY: "#8acdf5",
     style.ORANGE: "#f2b83a",
-    style.GREY: "#a2a2a8",
+    style.GRAY: "#a2a2a8",
     style.WINE: "#d0699f",
     style.INDIGO: "#8f8fea",
     style.OLIVE: "#c3c35a",
@@ -33,8 +33,8 @@ DARK = {
 
 def variables() -> tuple[str, str]:
     """Return the CSS declarations of the series' colors, for a light and a dark page."""
-    light = "".join(f"--s-{color[1:]}:{color};" for color in style.COLOURS)
-    dark = "".join(f"--s-{color[1:]}:{DARK[color]};" for color in style.COLOURS)
+    light = "".join(f"--s-{color[1:]}:{color};" for color in style.COLORS)
+    dark = "".join(f"--s-{color[1:]}:{DARK[color]};" for color in style.COLORS)
     return light, dark
 
 

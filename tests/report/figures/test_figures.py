@@ -248,7 +248,7 @@ LONG = tuple("a_rather_long_label_that_goes_on_and_on_" * 3 + end for end in "xy
 HOSTILE = (r"$\bn$ plain", "costs $5 and $6", "_hidden", "<b> & --> x", "a\nb\x1b[31m")
 
 
-def load_labelled(synth: SimpleNamespace, root: Path, names: tuple[str, ...]) -> Frames:
+def load_labeled(synth: SimpleNamespace, root: Path, names: tuple[str, ...]) -> Frames:
     for index, name in enumerate(names):  # labels do not change the signature; rates do
         rate = 0.1 + index / 100
         synth.write_grid(root, ("bn", "gn"), (16, 64), 2, 4, label=name, optimizer__lr=rate)
@@ -264,7 +264,7 @@ def draw_figures(study: Study, baseline: str) -> list[style.Drawing]:
 def test_long_names_leave_room_for_the_values(
     by: tuple[str, str], synth: SimpleNamespace, tmp_store: Path
 ) -> None:
-    study = studies(load_labelled(synth, tmp_store, LONG), by)[0]
+    study = studies(load_labeled(synth, tmp_store, LONG), by)[0]
     drawings = draw_figures(study, study.rows[0])
     assert len(drawings) >= 8
     for drawing in drawings:
@@ -287,7 +287,7 @@ def test_long_names_leave_room_for_the_values(
 def test_names_in_figures_are_drawn_literally(
     synth: SimpleNamespace, tmp_store: Path, tmp_path: Path
 ) -> None:
-    study = studies(load_labelled(synth, tmp_store, HOSTILE), ("label", "batch"))[0]
+    study = studies(load_labeled(synth, tmp_store, HOSTILE), ("label", "batch"))[0]
     for drawing in draw_figures(study, HOSTILE[0]):
         # As SVG: it parses math like the other formats, in a quarter of the time.
         style.save(drawing, tmp_path, ["svg"])
@@ -338,8 +338,8 @@ def test_many_rows_get_a_panel_each(synth: SimpleNamespace, tmp_store: Path) -> 
     assert [axis.get_title() for axis in shown] == names
     assert not drawing.figure.legends
     assert {point.key for point in drawing.points} == set(build(crowd, METRICS["test_acc"]).cells)
-    grey = [line for line in shown[1].lines if line.get_color() == style.GREY]
-    assert len(grey) == 7
+    gray = [line for line in shown[1].lines if line.get_color() == style.GRAY]
+    assert len(gray) == 7
     drawing = curves.draw(crowd, METRICS["val_acc"])
     shown = [axis for axis in drawing.figure.axes if axis.get_visible()]
     assert [axis.get_title() for axis in shown] == names

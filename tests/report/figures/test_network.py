@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgba
 
 from normbench.config import compose
 from normbench.errors import UserError
-from normbench.report.figures.network import COLOURS, MAPPED, check_file, draw, save
+from normbench.report.figures.network import COLORS, MAPPED, check_file, draw, save
 from normbench.report.network import network_of
 
 
@@ -42,8 +42,8 @@ def test_normalizations_are_colored_by_kind(network):
     patches = draw(network).axes[0].patches
     fills = [patch.get_facecolor() for patch in patches]
     # Nine normalizations in the places of a ResNet-8 and a legend entry for each kind.
-    assert fills.count(to_rgba(COLOURS["BatchNormalization"])) == 1 + 3 + 2 + 1
-    assert fills.count(to_rgba(COLOURS["GroupNormalization"])) == 3 + 1
+    assert fills.count(to_rgba(COLORS["BatchNormalization"])) == 1 + 3 + 2 + 1
+    assert fills.count(to_rgba(COLORS["GroupNormalization"])) == 3 + 1
 
 
 def test_parametrized_kernels_have_a_color():

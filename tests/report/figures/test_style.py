@@ -56,7 +56,7 @@ def test_numbers_are_colored_by_order() -> None:
 
 
 def test_colors_stand_out_from_the_background() -> None:
-    for color in style.COLOURS:
+    for color in style.COLORS:
         contrast = (luminance(style.PAPER) + 0.05) / (luminance(color) + 0.05)
         assert contrast > 1.7, color
 
@@ -136,7 +136,7 @@ def font(tmp_path: Path) -> Iterator[str]:
         cache.cache_clear()
 
 
-def labelled(text: str) -> style.Drawing:
+def labeled(text: str) -> style.Drawing:
     figure, axes = style.styled(style.new)(style.column(), 2.0)
     axes[0, 0].set_title(text)
     return style.Drawing("x", "", figure)
@@ -145,7 +145,7 @@ def labelled(text: str) -> style.Drawing:
 def test_installed_font_is_used_for_characters_missing_from_the_first(
     font: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    drawing = labelled("GN 実")
+    drawing = labeled("GN 実")
     style.save(drawing, tmp_path, FORMATS)
     assert style.lacking([drawing]) == ""
     assert font.replace(" ", "") in drawing.svg()
@@ -157,7 +157,7 @@ def test_characters_missing_from_all_fonts_are_named_once(
     tmp_path: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
 ) -> None:
     nowhere = "\U0003fffd"  # unassigned
-    drawings = [labelled(f"GN {nowhere} {number}") for number in range(3)]
+    drawings = [labeled(f"GN {nowhere} {number}") for number in range(3)]
     for drawing, kinds in zip(drawings, [FORMATS, ["svg"], ["svg"]], strict=True):
         style.save(drawing, tmp_path, kinds)
     message = style.lacking(drawings)
@@ -180,7 +180,7 @@ def test_wrapped_names_fit_and_stay_distinct() -> None:
 def test_figure_is_laid_out_once_and_drawn_once_per_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawing = labelled("A title")
+    drawing = labeled("A title")
     counts = {"draw": 0, "layout": 0}
 
     def counted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -145,7 +145,7 @@ def test_figure_colors_are_variables_of_the_page() -> None:
     assert f"var(--s-{style.BLUE[1:]})" in text
     assert all(name.startswith("p-") for name in re.findall(r'\bid="([^"]*)"', text))
     assert 'aria-label="A &quot;line&quot; &amp; more"' in text
-    assert set(svg.DARK) == set(style.COLOURS)
+    assert set(svg.DARK) == set(style.COLORS)
 
 
 @pytest.mark.parametrize("width", [1400, 420])
