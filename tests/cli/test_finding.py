@@ -72,7 +72,8 @@ def test_tagged_runs_are_found_by_their_tag(store: Store, capsys: Any) -> None:
     capsys.readouterr()
     assert len(listed(capsys, "--where", "tag.paper")) == 3
     assert len(listed(capsys, "--where", "not tag.paper")) == 6
-    assert "did you mean 'tag.paper'" in error_line(capsys, "list", "--where", "tag.papr")
+    error = error_line(capsys, "list", "--where", "tag.papr")
+    assert "unknown tag in --where 'papr': did you mean 'paper'?" in error
 
 
 @pytest.mark.parametrize("empty", [["--note", ""], ["--note="]])

@@ -19,6 +19,7 @@ from normbench.data.cifar import CIFAR10
 from normbench.data.digits import Digits
 from normbench.report import load
 from normbench.store.store import Store
+from tests.marks import slow_except
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +64,7 @@ def run_overrides(store: Path, *more: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", slow_except([folder_of_digits], FORMS))
 def test_every_command_works_with_user_data(
     form: Callable[[Path], list[str]], tmp_path: Path, cache: Path, capsys: Any
 ) -> None:
