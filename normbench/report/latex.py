@@ -190,17 +190,17 @@ def _floats(
     room = venue.text_height - _inches(spare, venue.text)
     room -= _inches(sum(_lines(note, line, 0.8 * venue.text) for note in notes), 0.8 * venue.text)
     floats: list[list[tuple[Sequence[int], Sequence[int]]]] = [[]]
-    left = room
+    inches_left = room
     for columns in layout.blocks:
         head = _HEAD_LINES + max(len(layout.headers[place]) for place in columns)
         start = 0
         while start < len(all_rows):
-            end, left = start, left - _inches(head, points)
+            end, inches_left = start, inches_left - _inches(head, points)
             while end < len(all_rows):
                 wrapped_texts = [table.rows[end][p].text for p in columns if p in layout.wrapped]
                 counts = [_lines(text, _NAMES * line, points) for text in wrapped_texts]
-                left -= _inches(max(counts, default=1), points)
-                if left < 0 and (end > start or floats[-1]):
+                inches_left -= _inches(max(counts, default=1), points)
+                if inches_left < 0 and (end > start or floats[-1]):
                     break
                 end += 1
             if end > start:
@@ -208,7 +208,7 @@ def _floats(
                 start = end
             if start < len(all_rows):
                 floats.append([])
-                left = room
+                inches_left = room
     return floats
 
 
