@@ -112,7 +112,7 @@ class FinishedSweep:
         cells: A row for each cell: ``run`` (its name), ``state`` (in the store before the sweep),
             ``result`` (``trained``, ``skipped`` because it was complete, ``failed`` and so on;
             empty if it was not started) and ``error``.
-        names: Names of the final runs: all cells except tuning trials.
+        names: Names of the final runs: all runs except tuning trials.
         asked: Report options set by the sweep's experiment: ``by``, ``metric`` and others.
     """
 

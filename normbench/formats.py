@@ -45,9 +45,12 @@ def _is_hidden(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun in the singular or plural: ``1 cell``, ``1,200 cells``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: float | None, noun: str) -> str:
+    """Return a number with its noun in the singular or plural: ``1 cell``, ``1,200 cells``.
+
+    An unknown number is a dash, as in :func:`count`.
+    """
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:

@@ -14,7 +14,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from normbench.components import group_options
 from normbench.errors import UserError, nearest
 from normbench.formats import capitalized
 from normbench.report.venues import DEFAULT, VENUES
@@ -80,6 +79,8 @@ class Parser(argparse.ArgumentParser):
         return command
 
     def error(self, message: str) -> NoReturn:
+        from normbench.components import group_options  # which imports yaml
+
         choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if choice:
             name, allowed = choice.groups()

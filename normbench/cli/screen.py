@@ -18,7 +18,7 @@ from rich.text import Text
 
 from normbench.cli.terminal import STATUS_STYLE, Column, LiveRegion, can_redraw, fitted_table
 from normbench.engine.observer import Observer
-from normbench.formats import clock, count, duration, failure, is_known, percent, small
+from normbench.formats import clock, count, counted, duration, failure, is_known, percent, small
 
 if TYPE_CHECKING:
     from normbench.config import Config
@@ -108,10 +108,10 @@ class RunScreen(Observer):
         self._steps = info.get("steps_per_epoch") or 0
         self._waits_since = time.monotonic()
         facts = [
-            _number_of(info.get("parameters"), "parameter"),
-            _number_of(info.get("images"), "image"),
-            f"{_number_of(info.get('epochs'), 'epoch')} of "
-            + _number_of(info.get("steps_per_epoch"), "step"),
+            counted(info.get("parameters"), "parameter"),
+            counted(info.get("images"), "image"),
+            f"{counted(info.get('epochs'), 'epoch')} of "
+            + counted(info.get("steps_per_epoch"), "step"),
         ]
         if info.get("devices"):
             facts.append(
@@ -345,11 +345,6 @@ class RunScreen(Observer):
 
 
 # --- the table of epochs --------------------------------------------------------------------------
-
-
-def _number_of(number: float | None, noun: str) -> str:
-    """Write a count with its noun; an unknown one as a dash."""
-    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
 
 
 def _epoch_seconds(row: Mapping[str, Any]) -> float | None:

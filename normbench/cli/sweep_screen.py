@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normbench.cli.terminal import Column, LiveRegion, can_redraw, fitted_table, wrapping
-from normbench.formats import clock, count, duration, percent, small
+from normbench.formats import clock, count, counted, duration, percent, small
 from normbench.store.differences import short_names
 from normbench.store.store import Store, StoreError
 from normbench.sweep.cell import RESULTS, CellResult
@@ -110,8 +110,7 @@ class SweepScreen(SweepView):
         """Show on a terminal that networks are being built; print nothing elsewhere."""
         if not can_redraw(self.console):
             return nullcontext()
-        noun = "run" if cells == 1 else "runs"
-        return self.console.status(Text(f"checking {cells:,} {noun} …", "dim"))
+        return self.console.status(Text(f"checking {counted(cells, 'run')} …", "dim"))
 
     def phase(self, text: str, metric: TuneMetric | None = None) -> None:
         self._metric = metric

@@ -174,13 +174,13 @@ def _parts(places: Sequence[int], widths: Sequence[float], room: float) -> list[
 
 def _floats(
     table: Table, layout: _Layout, venue: Venue
-) -> list[list[tuple[Sequence[int], Sequence[int]]]]:
+) -> list[list[tuple[Sequence[int], list[int]]]]:
     """Distribute a table over as many floats as its height needs.
 
     Returns:
         For each float its parts, which are placed below each other, each as columns and rows.
     """
-    all_rows = range(len(table.rows))
+    all_rows = list(range(len(table.rows)))
     if not venue.columns or not all_rows:
         return [[(columns, all_rows) for columns in layout.blocks]]
     line = venue.page if layout.wide or venue.columns == 1 else venue.column
@@ -189,26 +189,24 @@ def _floats(
     spare = _SPARE_LINES + _lines(table.title, line, venue.text)
     room = venue.text_height - _inches(spare, venue.text)
     room -= _inches(sum(_lines(note, line, 0.8 * venue.text) for note in notes), 0.8 * venue.text)
-    floats: list[list[tuple[Sequence[int], Sequence[int]]]] = [[]]
+    floats: list[list[tuple[Sequence[int], list[int]]]] = [[]]
     inches_left = room
     for columns in layout.blocks:
-        head = _HEAD_LINES + max(len(layout.headers[place]) for place in columns)
-        start = 0
-        while start < len(all_rows):
-            end, inches_left = start, inches_left - _inches(head, points)
-            while end < len(all_rows):
-                wrapped_texts = [table.rows[end][p].text for p in columns if p in layout.wrapped]
-                counts = [_lines(text, _NAMES * line, points) for text in wrapped_texts]
-                inches_left -= _inches(max(counts, default=1), points)
-                if inches_left < 0 and (end > start or floats[-1]):
-                    break
-                end += 1
-            if end > start:
-                floats[-1].append((columns, all_rows[start:end]))
-                start = end
-            if start < len(all_rows):
+        lines = _HEAD_LINES + max(len(layout.headers[place]) for place in columns)
+        head, begins = _inches(lines, points), True
+        for number in all_rows:
+            wrapped_texts = [table.rows[number][p].text for p in columns if p in layout.wrapped]
+            counts = [_lines(text, _NAMES * line, points) for text in wrapped_texts]
+            height = _inches(max(counts, default=1), points)
+            if floats[-1] and height + begins * head > inches_left:
                 floats.append([])
-                inches_left = room
+                inches_left, begins = room, True
+            if begins:
+                floats[-1].append((columns, []))
+                inches_left -= head
+            floats[-1][-1][1].append(number)
+            inches_left -= height
+            begins = False
     return floats
 
 

@@ -55,6 +55,11 @@ def test_no_heavy_module_is_imported(code: str) -> None:
     assert python(code).splitlines()[-1].strip() == "imported:"
 
 
+def test_help_reads_no_configs() -> None:
+    code = HELP.replace("sys.exit(status)", "print('yaml' in sys.modules)")
+    assert python(code).splitlines()[-1] == "False"
+
+
 def test_check_detects_a_heavy_module() -> None:
     assert python("import omegaconf" + REPORT).strip() == "imported: omegaconf"
 

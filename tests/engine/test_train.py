@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from normbench.errors import UserError
 from normbench.store.store import RunLocked, Store
 from tests.engine.tinyloop import TINY, without_times
 from tests.marks import slow, slow_except
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -148,13 +148,6 @@ def start(config, *more):
     )
 
 
-def wait_for(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("norm", slow_except(["bn_ws"], ["bn_ws", "bn", "gn", "gn_ws"]))
 def test_killed_run_resumes_to_the_same_bits(small, tmp_path, norm):
     groups = ["norm.groups=2"] if norm[0] == "g" else []
@@ -162,7 +155,7 @@ def test_killed_run_resumes_to_the_same_bits(small, tmp_path, norm):
     run = Store(config.store).run(config)
     process = start(config, *groups)
     try:
-        wait_for(lambda: process.poll() is not None or len(run.metrics()) >= 3)
+        wait_until(lambda: process.poll() is not None or len(run.metrics()) >= 3, seconds=120)
         process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
@@ -185,7 +178,7 @@ def test_two_processes_never_train_the_same_run(small):
     run = Store(config.store).run(config)
     process = start(config)
     try:
-        wait_for(lambda: process.poll() is not None or run.status == "running")
+        wait_until(lambda: process.poll() is not None or run.status == "running", seconds=120)
         with pytest.raises(RunLocked, match=rf"{run.name}.*{process.pid}"):
             train(config)
     finally:

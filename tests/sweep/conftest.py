@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from normbench.sweep.executors.base import Executor, Stop, SweepContext
 from normbench.sweep.grid import expand
 from normbench.sweep.observer import SweepObserver
 from normbench.sweep.plan import PlannedCell
+from tests.waiting import wait_until
 
 FAKE = Path(__file__).with_name("fakeengine.py")
 
@@ -27,10 +27,8 @@ def run_killed(tmp_store):
     def run(command, environment):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
-        end = time.monotonic() + 60
-        while any(run.status == "running" for run in Store(tmp_store).runs()):
-            assert time.monotonic() < end
-            time.sleep(0.05)  # workers end on their own
+        # Workers end on their own.
+        wait_until(lambda: not any(run.status == "running" for run in Store(tmp_store).runs()))
 
     return run
 

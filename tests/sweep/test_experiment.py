@@ -120,6 +120,13 @@ def test_invalid_experiment_file_is_refused(text, message, user_folder):
 GRID = "title: a test\noverrides: [dataset=digits, arch=resnet8, 'norm=bn,gn', 'seed=0,1']\n"
 
 
+def list_only(monkeypatch, *names: str) -> None:
+    """Let `rows()` list only these experiments: to count the runs of all takes long."""
+    monkeypatch.setattr(
+        "normbench.cli.experiments.group_options", lambda folder: {"experiment": [*names]}
+    )
+
+
 @pytest.fixture
 def tuning(user_folder):
     """Return a function that writes an experiment with tuned keys and returns its folder."""
@@ -162,9 +169,7 @@ def test_experiment_file_sets_the_tuning_protocol(tuning, monkeypatch):
     shown = details("mine", folder)
     assert "  trials: seed 7,8, 3 epochs\n  up to 2 further values in each cell" in shown
     assert "  full: 4 after 24 trials" in shown
-    monkeypatch.setattr(  # the experiments of conf/ have many cells
-        "normbench.cli.experiments.group_options", lambda folder: {"experiment": ["mine"]}
-    )
+    list_only(monkeypatch, "mine")
     (row,) = rows(folder)
     assert (row["runs"], row["trials"]) == (4, 24)
 
@@ -247,10 +252,7 @@ def test_tuning_options_need_a_tuned_key(plan_of):
 
 
 def test_list_shows_cell_counts_and_the_question_of_each_experiment(monkeypatch):
-    names = ["quickstart", "batch_sweep"]  # the other experiments have many cells
-    monkeypatch.setattr(
-        "normbench.cli.experiments.group_options", lambda folder: {"experiment": names}
-    )
+    list_only(monkeypatch, "quickstart", "batch_sweep")
     listed = {(row["experiment"], row["scale"]): row for row in rows()}
     assert listed["quickstart", "full"]["runs"] == 27
     assert listed["batch_sweep", "full"]["runs"] == 4 * 6 * 5

@@ -22,6 +22,7 @@ import pytest
 
 from normbench.config import compose
 from normbench.store.store import Store, StoreError
+from tests.waiting import wait_until
 
 FAKESWEEP = Path(__file__).with_name("fakesweep.py")
 
@@ -90,7 +91,7 @@ class Trial:
         )  # fmt: skip
         self._strike(action, process)
         output, _ = process.communicate(timeout=120)
-        until(lambda: not any(self._is_running(name) for name in self.names))
+        wait_until(lambda: not any(self._is_running(name) for name in self.names))
         for fault in self.faults.glob("digits-*"):
             fault.unlink()
         assert "Traceback" not in output.split("failed", 1)[0], output
@@ -106,7 +107,7 @@ class Trial:
         # Wait until signal handlers are installed, then strike at a random moment.
         record = self.store.root / "sweeps"
         before = len(list(record.glob("*"))) if record.is_dir() else 0
-        until(lambda: process.poll() is not None
+        wait_until(lambda: process.poll() is not None
               or (record.is_dir() and len(list(record.glob("*"))) > before))  # fmt: skip
         time.sleep(0.3 + self.dice.random() * 3)
         for number in signals.get(action, []):
@@ -176,13 +177,6 @@ class Trial:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
-
-
-def until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def inject(folder: Path, rounds: int, seed: int) -> Counter[str]:

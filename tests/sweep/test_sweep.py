@@ -20,7 +20,7 @@ from normbench.store.store import Store
 from normbench.sweep.record import find, records
 from normbench.sweep.sweep import sweep
 from tests.marks import slow_except
-from tests.sweep.waiting import wait_until
+from tests.waiting import wait_until
 
 FAKESWEEP = Path(__file__).with_name("fakesweep.py")
 

@@ -22,7 +22,7 @@ from normbench.sweep.axis import Axis
 from normbench.sweep.record import records
 from normbench.sweep.sweep import sweep
 from normbench.sweep.tune import TuneMetric, TuneOptions, Tuner
-from tests.sweep.waiting import wait_until
+from tests.waiting import wait_until
 
 FAKESWEEP = Path(__file__).with_name("fakesweep.py")
 
@@ -585,10 +585,10 @@ def test_sweep_killed_in_either_phase_resumes(base, faults, tmp_store, phase):
     # Short trials if the kill comes later, in the final runs.
     options = ["--tune-epochs", "2"] if phase == "final runs" else []
     process = start_sweep(base, 0.02, *options)
-    wait_until(under_way)
+    wait_until(under_way, seconds=90)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    wait_until(lambda: not any(run.status == "running" for run in store.runs()))
+    wait_until(lambda: not any(run.status == "running" for run in store.runs()), seconds=90)
     # The kill may fall between writing a run's summary and updating its meta.json.
     finished = {run.name: run.summary for run in store.runs() if run.status == "finished"}
     assert finished

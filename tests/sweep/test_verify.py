@@ -30,7 +30,7 @@ from normbench.sweep.executors.slots import Gpu
 from normbench.sweep.observer import SweepView
 from normbench.sweep.plan import plan
 from normbench.sweep.verify import conditions, verify
-from tests.sweep.waiting import wait_until
+from tests.waiting import wait_until
 
 
 @pytest.fixture

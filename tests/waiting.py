@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Return as soon as ``condition()`` is true; fail if it is not within ``seconds``."""
     deadline = time.monotonic() + seconds
     while not condition():
